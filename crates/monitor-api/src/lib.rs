@@ -1,0 +1,3 @@
+//! The versioned protocol between the daemon and a pod's monitor, and the client that speaks it.
+
+pub mod message;
