@@ -304,7 +304,8 @@ pub struct CreateContainer {
 }
 
 /// Descriptors that follow, in this order: init's pidfd (always); then with a TTY its master, else the read end of
-/// stdout, the read end of stderr and, where `has_stdin`, the write end of stdin.
+/// stdout, the read end of stderr and, where `has_stdin`, the write end of stdin; last, where `has_log_state`, the memfd
+/// in which the log pump keeps half lines and loss counts, so that a replacement monitor goes on where the old one stopped.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ContainerCreated {
     #[prost(int32, tag = "1")]
@@ -315,6 +316,8 @@ pub struct ContainerCreated {
     pub has_stdin: bool,
     #[prost(string, repeated, tag = "4")]
     pub warnings: Vec<String>,
+    #[prost(bool, tag = "5")]
+    pub has_log_state: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -373,6 +376,13 @@ pub struct ExecFinished {
     /// Bytes thrown away over `output_limit`.
     #[prost(uint64, tag = "5")]
     pub discarded: u64,
+    /// The output is too large for the monitor to hold in its heap: `stdout` is empty here and in the next descriptor,
+    /// a sealed memfd. The client puts it back into `stdout`.
+    #[prost(bool, tag = "6")]
+    pub stdout_in_descriptor: bool,
+    /// As `stdout_in_descriptor`; its descriptor follows that of stdout.
+    #[prost(bool, tag = "7")]
+    pub stderr_in_descriptor: bool,
 }
 
 /// How a process ended, as its parent saw it.
@@ -436,9 +446,12 @@ pub struct ContainerEntry {
     pub tty: bool,
     #[prost(bool, tag = "8")]
     pub has_stdin: bool,
+    #[prost(bool, tag = "9")]
+    pub has_log_state: bool,
 }
 
-/// Descriptors: the sandbox's (as [`SandboxCreated`]) first, then each container's in order.
+/// Descriptors: the sandbox's (as [`SandboxCreated`]) first, then each container's in order. A container that has
+/// exited and whose output is drained has none.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Inventory {
     #[prost(message, optional, tag = "1")]
@@ -447,6 +460,9 @@ pub struct Inventory {
     pub containers: Vec<ContainerEntry>,
     #[prost(message, optional, tag = "3")]
     pub pause_exit: Option<Exit>,
+    /// Another reply with the same id follows (a datagram carries at most 253 descriptors).
+    #[prost(bool, tag = "4")]
+    pub more: bool,
 }
 
 /// A container that the dead monitor ran, with what the daemon kept of it.
@@ -458,7 +474,8 @@ pub struct AdoptContainer {
     pub entry: Option<ContainerEntry>,
 }
 
-/// Descriptors as in [`Inventory`].
+/// Descriptors as in [`Inventory`]. Large pods take several requests: the first has `init` and `sandbox`, the others
+/// only containers.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Adopt {
     #[prost(message, optional, tag = "1")]
