@@ -1,0 +1,545 @@
+//! Which cgroup file systems are mounted, and making cgroups in all of them.
+//!
+//! Owns detection from /proc/self/mountinfo, the directories, enabling controllers along a path (version 2) and
+//! filling in cpusets (version 1). Leaves out what happens inside one cgroup: see `cgroup`.
+
+use crate::io::{self, Root};
+use crate::{Cgroup, Error, path};
+use rustix::fs::{AtFlags, OFlags};
+use rustix::io::Errno;
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Version 2 alone.
+    Unified,
+    /// Version 1 controllers beside a unified hierarchy.
+    Hybrid,
+    /// Version 1 alone.
+    Legacy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controller {
+    Cpu,
+    Cpuacct,
+    Cpuset,
+    Memory,
+    Pids,
+    Io,
+    Hugetlb,
+    Devices,
+    Freezer,
+}
+
+impl Controller {
+    /// Name in mount options (version 1).
+    pub(crate) fn legacy_name(self) -> &'static str {
+        match self {
+            Self::Io => "blkio",
+            other => other.unified_name(),
+        }
+    }
+
+    /// Name in `cgroup.controllers` (version 2), for those that it has.
+    pub(crate) fn unified_name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cpuacct => "cpuacct",
+            Self::Cpuset => "cpuset",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Io => "io",
+            Self::Hugetlb => "hugetlb",
+            Self::Devices => "devices",
+            Self::Freezer => "freezer",
+        }
+    }
+
+    const ALL: [Self; 9] = [
+        Self::Cpu,
+        Self::Cpuacct,
+        Self::Cpuset,
+        Self::Memory,
+        Self::Pids,
+        Self::Io,
+        Self::Hugetlb,
+        Self::Devices,
+        Self::Freezer,
+    ];
+    /// Those that are worth enabling on version 2.
+    const UNIFIED: [Self; 6] = [
+        Self::Cpu,
+        Self::Cpuset,
+        Self::Memory,
+        Self::Pids,
+        Self::Io,
+        Self::Hugetlb,
+    ];
+}
+
+/// A version 1 mount, with the controllers that share it (none: a named hierarchy such as systemd's).
+#[derive(Debug)]
+pub(crate) struct Legacy {
+    pub root: Root,
+    pub controllers: Vec<Controller>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Unified {
+    pub root: Root,
+    pub controllers: Vec<Controller>,
+}
+
+/// Where a controller's files are.
+pub(crate) enum Home<'a> {
+    V1(&'a Root),
+    V2(&'a Root),
+}
+
+#[derive(Debug)]
+pub(crate) struct Mounts {
+    pub unified: Option<Unified>,
+    pub legacy: Vec<Legacy>,
+}
+
+/// All mounted hierarchies. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Hierarchy {
+    pub(crate) mounts: Arc<Mounts>,
+}
+
+impl Hierarchy {
+    /// Looks at /proc/self/mountinfo, and opens every hierarchy's root.
+    pub fn detect() -> Result<Self, Error> {
+        let file = "/proc/self/mountinfo";
+        let text = std::fs::read_to_string(file).map_err(|source| Error::Read {
+            file: file.into(),
+            source,
+        })?;
+        let found = parse_mountinfo(&text);
+        let mut mounts = Mounts {
+            unified: None,
+            legacy: Vec::new(),
+        };
+        for mount in found {
+            let root = open_root(mount.at)?;
+            match mount.controllers {
+                Some(controllers) => mounts.legacy.push(Legacy { root, controllers }),
+                None => {
+                    let controllers = controllers_in(&io::read(&root, "", "cgroup.controllers")?);
+                    mounts.unified = Some(Unified { root, controllers });
+                }
+            }
+        }
+        if mounts.unified.is_none() && mounts.legacy.is_empty() {
+            return Err(Error::NotMounted);
+        }
+        Ok(Self {
+            mounts: Arc::new(mounts),
+        })
+    }
+
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        let controllers = self
+            .mounts
+            .legacy
+            .iter()
+            .any(|mount| !mount.controllers.is_empty());
+        match (&self.mounts.unified, controllers) {
+            (Some(_), false) => Mode::Unified,
+            (Some(_), true) => Mode::Hybrid,
+            (None, _) => Mode::Legacy,
+        }
+    }
+
+    /// Whether limits of this controller can be set at all. Version 2 has no devices controller: there the filter is
+    /// a program, and cpu accounting is part of cpu.
+    #[must_use]
+    pub fn has(&self, controller: Controller) -> bool {
+        match controller {
+            Controller::Devices | Controller::Freezer if self.mode() != Mode::Legacy => true,
+            Controller::Cpuacct if self.mode() == Mode::Unified => true,
+            other => self.home(other).is_some(),
+        }
+    }
+
+    /// Makes the cgroup `path` and those above it in every hierarchy. One that exists already is taken as it is. On
+    /// failure what was made is removed again.
+    pub fn create(&self, path: &str) -> Result<Cgroup, Error> {
+        let dir = path::relative(path)?;
+        let mut made = Vec::new();
+        let result = self.create_in_all(&dir, &mut made);
+        if let Err(error) = result {
+            for (root, dir) in made.iter().rev() {
+                // Best effort: the first error is the one to tell.
+                let _ = rustix::fs::unlinkat(&root.fd, dir.as_str(), AtFlags::REMOVEDIR);
+            }
+            return Err(error);
+        }
+        Ok(Cgroup::new(self.clone(), dir))
+    }
+
+    /// The cgroup `path`, which must exist (in the hierarchy that keeps track of processes).
+    pub fn open(&self, path: &str) -> Result<Cgroup, Error> {
+        let dir = path::relative(path)?;
+        let root = self.tracking();
+        io::open_dir(root, &dir)?;
+        Ok(Cgroup::new(self.clone(), dir))
+    }
+
+    /// Whether the cgroup `path` exists in any hierarchy.
+    pub fn exists(&self, path: &str) -> Result<bool, Error> {
+        let dir = path::relative(path)?;
+        Ok(self.roots().any(|root| io::exists(root, "", &dir)))
+    }
+
+    /// Names of the cgroups directly below `path`, over all hierarchies, sorted.
+    pub fn children(&self, path: &str) -> Result<Vec<String>, Error> {
+        let dir = path::relative(path)?;
+        let mut out = Vec::new();
+        for root in self.roots() {
+            match io::open_dir(root, &dir) {
+                Ok(fd) => out.extend(io::subdirectories(&fd).map_err(|errno| Error::Read {
+                    file: io::name(root, &dir, ""),
+                    source: errno.into(),
+                })?),
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        out.sort();
+        out.dedup();
+        Ok(out)
+    }
+
+    /// Removes `path` where it has neither children nor processes, once; says whether it is gone everywhere. For
+    /// parents that were made on the way: no error if they are in use.
+    pub fn remove_if_empty(&self, path: &str) -> Result<bool, Error> {
+        let dir = path::relative(path)?;
+        if dir.is_empty() {
+            return Ok(false);
+        }
+        let mut gone = true;
+        for root in self.roots() {
+            match rustix::fs::unlinkat(&root.fd, dir.as_str(), AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::BUSY | Errno::NOTEMPTY) => gone = false,
+                Err(errno) => {
+                    return Err(Error::Remove {
+                        path: io::name(root, &dir, ""),
+                        source: errno.into(),
+                    });
+                }
+            }
+        }
+        Ok(gone)
+    }
+
+    /// The path of the cgroup that a process (`None`: the caller) is in, in the hierarchy that tracks processes.
+    pub fn of_process(&self, pid: Option<i32>) -> Result<String, Error> {
+        let file = match pid {
+            Some(pid) => format!("/proc/{pid}/cgroup"),
+            None => "/proc/self/cgroup".into(),
+        };
+        let text = std::fs::read_to_string(&file).map_err(|source| Error::Read {
+            file: file.clone(),
+            source,
+        })?;
+        let wanted = |controllers: &str| match &self.mounts.unified {
+            Some(_) => controllers.is_empty(),
+            None => controllers
+                .split(',')
+                .any(|name| name == "freezer" || name == "memory"),
+        };
+        text.lines()
+            .find_map(|line| {
+                let (_, rest) = line.split_once(':')?;
+                let (controllers, path) = rest.split_once(':')?;
+                wanted(controllers).then(|| path.to_owned())
+            })
+            .ok_or(Error::Parse { file, text })
+    }
+
+    /// The hierarchy that says who is in a cgroup: the unified one, or the freezer, or whichever is there.
+    pub(crate) fn tracking(&self) -> &Root {
+        match &self.mounts.unified {
+            Some(unified) => &unified.root,
+            None => {
+                let legacy = &self.mounts.legacy;
+                &legacy
+                    .iter()
+                    .find(|mount| mount.controllers.contains(&Controller::Freezer))
+                    .unwrap_or(&legacy[0])
+                    .root
+            }
+        }
+    }
+
+    pub(crate) fn roots(&self) -> impl Iterator<Item = &Root> {
+        let unified = self.mounts.unified.iter().map(|unified| &unified.root);
+        unified.chain(self.mounts.legacy.iter().map(|mount| &mount.root))
+    }
+
+    pub(crate) fn home(&self, controller: Controller) -> Option<Home<'_>> {
+        let legacy = self
+            .mounts
+            .legacy
+            .iter()
+            .find(|mount| mount.controllers.contains(&controller));
+        if let Some(mount) = legacy {
+            return Some(Home::V1(&mount.root));
+        }
+        let unified = self.mounts.unified.as_ref()?;
+        unified
+            .controllers
+            .contains(&controller)
+            .then_some(Home::V2(&unified.root))
+    }
+
+    fn create_in_all<'a>(&'a self, dir: &str, made: &mut Vec<(&'a Root, String)>) -> Result<(), Error> {
+        if let Some(unified) = &self.mounts.unified {
+            make_directories(&unified.root, dir, made)?;
+            enable_along(unified, dir)?;
+        }
+        for mount in &self.mounts.legacy {
+            make_directories(&mount.root, dir, made)?;
+            if mount.controllers.contains(&Controller::Cpuset) {
+                fill_cpuset(&mount.root, dir)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make_directories<'a>(root: &'a Root, dir: &str, made: &mut Vec<(&'a Root, String)>) -> Result<(), Error> {
+    if dir.is_empty() {
+        return Ok(());
+    }
+    match make_directory(root, dir) {
+        Ok(true) => made.push((root, dir.to_owned())),
+        Ok(false) => {}
+        // The usual case is that only the last directory is missing; else start at the top.
+        Err(Errno::NOENT) => {
+            let ends = dir.match_indices('/').map(|(at, _)| at).chain([dir.len()]);
+            for end in ends {
+                let part = &dir[..end];
+                match make_directory(root, part) {
+                    Ok(true) => made.push((root, part.to_owned())),
+                    Ok(false) => {}
+                    Err(errno) => return Err(create_error(root, part, errno)),
+                }
+            }
+        }
+        Err(errno) => return Err(create_error(root, dir, errno)),
+    }
+    Ok(())
+}
+
+fn make_directory(root: &Root, dir: &str) -> Result<bool, Errno> {
+    match rustix::fs::mkdirat(&root.fd, dir, rustix::fs::Mode::from_raw_mode(0o755)) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn create_error(root: &Root, dir: &str, errno: Errno) -> Error {
+    Error::Create {
+        path: io::name(root, dir, ""),
+        source: errno.into(),
+    }
+}
+
+/// Makes every known controller of the root available in `dir`. A controller that cannot be had (a parent holds
+/// processes, say) is no error here: a limit that needs it will say so.
+fn enable_along(unified: &Unified, dir: &str) -> Result<(), Error> {
+    if dir.is_empty() {
+        return Ok(());
+    }
+    let have = controllers_in(&io::read(&unified.root, dir, "cgroup.controllers")?);
+    let missing: Vec<_> = unified
+        .controllers
+        .iter()
+        .filter(|it| !have.contains(it))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let parents = std::iter::once("").chain(dir.match_indices('/').map(|(at, _)| &dir[..at]));
+    for parent in parents {
+        let all: String = missing
+            .iter()
+            .map(|it| format!("+{} ", it.unified_name()))
+            .collect();
+        if io::write(&unified.root, parent, "cgroup.subtree_control", all.trim_end()).is_err() {
+            for controller in &missing {
+                let one = format!("+{}", controller.unified_name());
+                let _ = io::write(&unified.root, parent, "cgroup.subtree_control", &one);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why `controller` is not in `dir`, as the kernel's answer to one more attempt to enable it.
+pub(crate) fn why_missing(root: &Root, dir: &str, controller: Controller) -> Option<Error> {
+    let parents = std::iter::once("").chain(dir.match_indices('/').map(|(at, _)| &dir[..at]));
+    let value = format!("+{}", controller.unified_name());
+    let mut last = None;
+    for parent in parents {
+        last = io::write(root, parent, "cgroup.subtree_control", &value)
+            .err()
+            .or(last);
+    }
+    last
+}
+
+/// A new version 1 cpuset is empty and takes no process: give each along the path its parent's.
+fn fill_cpuset(root: &Root, dir: &str) -> Result<(), Error> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        fill_cpuset_file(root, dir, file)?;
+    }
+    Ok(())
+}
+
+fn fill_cpuset_file(root: &Root, dir: &str, file: &str) -> Result<String, Error> {
+    let own = io::read(root, dir, file)?;
+    if !own.trim().is_empty() || dir.is_empty() {
+        return Ok(own);
+    }
+    let parent = dir.rsplit_once('/').map_or("", |(parent, _)| parent);
+    let value = fill_cpuset_file(root, parent, file)?;
+    io::write(root, dir, file, value.trim())?;
+    Ok(value)
+}
+
+fn open_root(at: String) -> Result<Root, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    match rustix::fs::open(at.as_str(), flags, rustix::fs::Mode::empty()) {
+        Ok(fd) => Ok(Root { fd, at }),
+        Err(errno) => Err(Error::Open {
+            file: at,
+            source: errno.into(),
+        }),
+    }
+}
+
+fn controllers_in(text: &str) -> Vec<Controller> {
+    let names: Vec<&str> = text.split_whitespace().collect();
+    Controller::UNIFIED
+        .into_iter()
+        .filter(|it| names.contains(&it.unified_name()))
+        .collect()
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    at: String,
+    /// `None`: version 2.
+    controllers: Option<Vec<Controller>>,
+}
+
+/// The cgroup mounts of a mountinfo file, one per hierarchy (proc_pid_mountinfo(5)).
+fn parse_mountinfo(text: &str) -> Vec<Found> {
+    let mut out: Vec<Found> = Vec::new();
+    let mut seen: Vec<&str> = Vec::new();
+    for line in text.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let left: Vec<&str> = left.split(' ').collect();
+        let right: Vec<&str> = right.split(' ').collect();
+        let (Some(device), Some(at), Some(kind), Some(options)) =
+            (left.get(2), left.get(4), right.first(), right.get(2))
+        else {
+            continue;
+        };
+        // The same hierarchy may be bound elsewhere too; its device number tells.
+        if !kind.starts_with("cgroup") || seen.contains(device) {
+            continue;
+        }
+        let controllers = match *kind {
+            "cgroup2" => None,
+            "cgroup" => Some(
+                Controller::ALL
+                    .into_iter()
+                    .filter(|it| options.split(',').any(|name| name == it.legacy_name()))
+                    .collect(),
+            ),
+            _ => continue,
+        };
+        seen.push(device);
+        out.push(Found {
+            at: unescape(at),
+            controllers,
+        });
+    }
+    out
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let code = rest
+            .get(at + 1..at + 4)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(byte) => {
+                out.push(char::from(byte));
+                rest = &rest[at + 4..];
+            }
+            None => {
+                out.push('\\');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hybrid_machine_is_understood() {
+        let text = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+38 31 0:35 / /sys/fs/cgroup/blkio rw,relatime - cgroup cgroup rw,blkio
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+99 31 0:38 / /mnt/again rw,relatime - cgroup2 cgroup2 rw
+";
+        let found = parse_mountinfo(text);
+        let at: Vec<&str> = found.iter().map(|it| it.at.as_str()).collect();
+        assert_eq!(
+            at,
+            [
+                "/sys/fs/cgroup/cpu,cpuacct",
+                "/sys/fs/cgroup/blkio",
+                "/sys/fs/cgroup/systemd",
+                "/sys/fs/cgroup/unified"
+            ]
+        );
+        assert_eq!(
+            found[0].controllers,
+            Some(vec![Controller::Cpu, Controller::Cpuacct])
+        );
+        assert_eq!(found[1].controllers, Some(vec![Controller::Io]));
+        assert_eq!(found[2].controllers, Some(vec![]));
+        assert_eq!(found[3].controllers, None);
+    }
+
+    #[test]
+    fn escapes_and_rubbish_are_survived() {
+        assert_eq!(unescape(r"/a\040b\134c\"), r"/a b\c\");
+        assert!(parse_mountinfo("garbage\n - cgroup2 x rw\n1 2 3 - cgroup\n").is_empty());
+    }
+}
