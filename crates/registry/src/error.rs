@@ -219,7 +219,7 @@ impl Fault {
     /// not repeated: the caller repeats pulls with a back-off of its own, and the user should see the cause at once.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Http { source, .. } => !source.is_parse(),
+            Self::Http { source, .. } => !source.is_parse() && !is_tls_alert(source),
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
             Self::Stalled { .. } | Self::Truncated { .. } => true,
             Self::Connect { source, .. } => {
@@ -242,6 +242,12 @@ impl Fault {
             _ => false,
         }
     }
+}
+
+/// A refusal by TLS that comes after the handshake, such as a missing client certificate; it will not change its mind.
+fn is_tls_alert(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|s| s.downcast_ref::<io::Error>());
+    source.is_some_and(|io| io.kind() == io::ErrorKind::InvalidData)
 }
 
 /// A registry's own words, bounded and free of control characters; displays as nothing or `: "words"`.

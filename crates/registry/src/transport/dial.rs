@@ -76,7 +76,7 @@ pub(super) async fn open(route: &Route, proxy: &Proxy, uri: &Uri) -> Result<Stre
 /// What to do about the failures that everybody meets once.
 fn hint(error: &io::Error) -> &'static str {
     let text = error.to_string();
-    if text.contains("UnknownIssuer") {
+    if text.contains("UnknownIssuer") || text.contains("BadSignature") {
         " (is its certificate authority known? see ca in hosts.toml)"
     } else if text.contains("InvalidContentType") || text.contains("corrupt message") {
         " (does it speak plain http? then hosts.toml must say http://)"
