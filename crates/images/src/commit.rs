@@ -1,0 +1,389 @@
+//! What a layer's archive left open, settled once the layers below are known.
+//!
+//! Layers are unpacked side by side, each alone in its directory, but an archive is meant to be unpacked over the layers below
+//! it. Three things make a difference, and are put right here, so that overlayfs shows what unpacking in order would have made:
+//!
+//! - A directory that the archive only implies gets mode, owner, xattrs and time of the one below, which the mount would
+//!   otherwise hide.
+//! - An implied directory where the layers below have a symbolic link: its entries belong into the link's target.
+//! - A hard link to a file of a lower layer: the file is copied up, and linked.
+//!
+//! Works on a directory that nobody else knows yet; lower layers are only read.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, linkat, mkdirat, openat,
+    openat2, renameat, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use crate::error::UnpackError;
+use crate::merged::{DIRECTORY, Merged, Node, is_link, is_opaque, is_whiteout, lookup};
+use crate::remove;
+use crate::unpack::{IMPLIED_MODE, Inside, Outcome, PendingLink, Unpacked, set_opaque, set_times};
+
+/// Directories within each other that are merged into existing ones when entries move to a link's target.
+const MAX_MERGE: usize = 64;
+
+/// Settles the layer unpacked in `dir` over `lowers` (uppermost first). `scratch` is a directory on the same file system.
+pub(crate) fn settle(dir: &Path, left: &mut Unpacked, lowers: &[PathBuf], scratch: &Path) -> Outcome<()> {
+    let lowers = if left.opaque_root { &[][..] } else { lowers };
+    let open = |path: &Path| {
+        rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| {
+            use std::os::unix::ffi::OsStrExt;
+            UnpackError::io("open", path.as_os_str().as_bytes(), e)
+        })
+    };
+    let all = std::iter::once(dir.to_path_buf())
+        .chain(lowers.iter().cloned())
+        .collect();
+    let mut layer = Layer {
+        root: open(dir)?,
+        scratch: open(scratch)?,
+        below: Merged::new(lowers.to_vec()),
+        merged: Merged::new(all),
+        todo: std::mem::take(&mut left.implied),
+    };
+    while let Some(path) = layer.todo.pop_first() {
+        layer.imply(&path, left)?;
+    }
+    for link in std::mem::take(&mut left.pending) {
+        layer.link(&link, left)?;
+        while let Some(path) = layer.todo.pop_first() {
+            layer.imply(&path, left)?;
+        }
+    }
+    for (path, time) in left.times.drain(..) {
+        // A directory may have been replaced since.
+        if let Some(fd) = layer.open(&path)? {
+            set_times(&fd, time).map_err(|e| UnpackError::io("set the time of", &path, e))?;
+        }
+    }
+    Ok(())
+}
+
+struct Layer {
+    root: OwnedFd,
+    scratch: OwnedFd,
+    /// The layers below alone, and with this one on top.
+    below: Merged,
+    merged: Merged,
+    /// Implied directories not settled yet; parents come first.
+    todo: BTreeSet<Inside>,
+}
+
+impl Layer {
+    /// Opens a directory of this layer; `None` if it is something else or absent.
+    fn open(&self, path: &[u8]) -> Outcome<Option<OwnedFd>> {
+        let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let name = if path.is_empty() { b"." } else { path };
+        match openat2(&self.root, name, DIRECTORY, Mode::empty(), inside) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(e) => Err(UnpackError::io("open directory", path, e)),
+        }
+    }
+
+    fn imply(&mut self, path: &Inside, left: &mut Unpacked) -> Outcome<()> {
+        let Some(dir) = self.open(path)? else {
+            return Ok(());
+        };
+        let failed = |e| UnpackError::io("settle directory", path, e);
+        match self.counterpart(path).map_err(failed)? {
+            Node::Directory(below) if !below.is_empty() => copy_attributes(&below[0], &dir).map_err(failed),
+            Node::Leaf {
+                dir: holder,
+                name,
+                stat,
+            } if is_link(&stat) => {
+                let target = rustix::fs::readlinkat(&holder, &*name, Vec::new()).map_err(failed)?;
+                drop(dir);
+                self.relocate(path, target.as_bytes(), left)
+            }
+            // Nothing below, or something that the directory hides.
+            _ => rustix::fs::fchmod(&dir, IMPLIED_MODE).map_err(failed),
+        }
+    }
+
+    /// What the layers below have at a path, as far as this layer's directories let them show.
+    fn counterpart(&self, path: &[u8]) -> rustix::io::Result<Node> {
+        let mut node = self.below.root()?;
+        let mut upper = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
+        for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
+            if is_opaque(&upper)? {
+                return Ok(Node::Absent);
+            }
+            upper = openat(&upper, name, DIRECTORY, Mode::empty())?;
+            node = match node {
+                Node::Directory(dirs) => lookup(&dirs, name)?,
+                _ => return Ok(Node::Absent),
+            };
+        }
+        Ok(node)
+    }
+
+    /// Moves what this layer has below `path` to where the lower link of that name leads.
+    fn relocate(&mut self, path: &[u8], link: &[u8], left: &mut Unpacked) -> Outcome<()> {
+        let failed = |e| UnpackError::io("move entries through the symbolic link", path, e);
+        let (parent, name) = split(path);
+        let whole = if link.starts_with(b"/") {
+            link.to_vec()
+        } else {
+            [parent, b"/", link].concat()
+        };
+        let resolved = self.merged.resolve(&whole, true).map_err(failed)?;
+        if matches!(resolved.node, Node::Leaf { .. }) {
+            return Err(UnpackError::entry(path, "is below a symbolic link to a file"));
+        }
+        let target = resolved.path.join(&b'/');
+        if is_within(&target, path) {
+            return Err(failed(Errno::LOOP));
+        }
+        // First out of the way, as the target may be a parent.
+        let aside = format!("moved-{}", path.len());
+        let aside = CString::new(aside).map_err(|_| failed(Errno::INVAL))?;
+        let holder = self.open(parent)?.ok_or_else(|| failed(Errno::NOENT))?;
+        renameat(&holder, name, &self.scratch, &aside).map_err(failed)?;
+        let into = self.make_dirs(&target, left)?;
+        let from = openat(&self.scratch, &aside, DIRECTORY, Mode::empty()).map_err(failed)?;
+        self.merge(&from, &into, 0).map_err(failed)?;
+        unlinkat(&self.scratch, &aside, AtFlags::REMOVEDIR).map_err(failed)?;
+        let moved = |inside: &mut Inside| {
+            if is_within(inside, path) {
+                *inside = [&target, &inside[path.len()..]].concat();
+            }
+        };
+        self.todo = std::mem::take(&mut self.todo)
+            .into_iter()
+            .map(|mut p| (moved(&mut p), p).1)
+            .collect();
+        left.times.iter_mut().for_each(|(p, _)| moved(p));
+        left.pending.iter_mut().for_each(|l| moved(&mut l.path));
+        Ok(())
+    }
+
+    /// Opens a directory of this layer, made where it is missing; what is made is implied in turn.
+    fn make_dirs(&mut self, path: &[u8], left: &mut Unpacked) -> Outcome<OwnedFd> {
+        let failed = |e| UnpackError::io("make directory", path, e);
+        let mut at = rustix::io::fcntl_dupfd_cloexec(&self.root, 0).map_err(failed)?;
+        let mut inside = Inside::new();
+        for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
+            if !inside.is_empty() {
+                inside.push(b'/');
+            }
+            inside.extend_from_slice(name);
+            match statat(&at, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) if is_whiteout(&stat) => {
+                    unlinkat(&at, name, AtFlags::empty()).map_err(failed)?;
+                    mkdirat(&at, name, IMPLIED_MODE).map_err(failed)?;
+                    let dir = openat(&at, name, DIRECTORY, Mode::empty()).map_err(failed)?;
+                    rustix::fs::fchmod(&dir, IMPLIED_MODE).map_err(failed)?;
+                    set_opaque(&dir).map_err(failed)?;
+                }
+                Ok(_) => {}
+                Err(Errno::NOENT) => {
+                    mkdirat(&at, name, IMPLIED_MODE).map_err(failed)?;
+                    left.inodes += 1;
+                    self.todo.insert(inside.clone());
+                }
+                Err(e) => return Err(failed(e)),
+            }
+            at = openat(&at, name, DIRECTORY, Mode::empty()).map_err(failed)?;
+        }
+        Ok(at)
+    }
+
+    /// Moves the entries of one directory into another of this layer. What both have is merged, or taken from `from`.
+    fn merge(&self, from: &OwnedFd, into: &OwnedFd, depth: usize) -> rustix::io::Result<()> {
+        if depth == MAX_MERGE {
+            return Err(Errno::NAMETOOLONG);
+        }
+        if is_opaque(from)? {
+            set_opaque(into)?;
+        }
+        let mut names = Vec::new();
+        for child in Dir::read_from(from)? {
+            let name = child?.file_name().to_owned();
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                names.push(name);
+            }
+        }
+        for name in names {
+            let stat = statat(from, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let there = match statat(into, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => {
+                    renameat(from, &name, into, &name)?;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            match (is_dir(&stat), is_dir(&there)) {
+                (true, true) => {
+                    let (lower, upper) = (open_dir(from, &name)?, open_dir(into, &name)?);
+                    self.merge(&lower, &upper, depth + 1)?;
+                    unlinkat(from, &name, AtFlags::REMOVEDIR)?;
+                }
+                // A whiteout concerns lower layers, not what this one has.
+                (false, upper) if is_whiteout(&stat) => {
+                    if upper {
+                        set_opaque(&open_dir(into, &name)?)?;
+                    }
+                    unlinkat(from, &name, AtFlags::empty())?;
+                }
+                (dir, _) => {
+                    remove::entry(into.as_fd(), &name, self.scratch.as_fd())?;
+                    renameat(from, &name, into, &name)?;
+                    if dir {
+                        set_opaque(&open_dir(into, &name)?)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a hard link whose target is in a lower layer: copies the target up, then links it.
+    fn link(&mut self, link: &PendingLink, left: &mut Unpacked) -> Outcome<()> {
+        let failed = |e| UnpackError::io("make hard link", &link.path, e);
+        let missing = || {
+            let target = crate::error::show(&link.target);
+            UnpackError::entry(
+                &link.path,
+                format!("is a hard link to {target:?}, which does not exist"),
+            )
+        };
+        let (parent, name) = split(&link.path);
+        let Some(holder) = self.open(parent)? else {
+            return Ok(());
+        };
+        match statat(&holder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(failed(e)),
+            // A later entry of the archive took the name.
+            Ok(_) => return Ok(()),
+        }
+        let resolved = self.merged.resolve(&link.target, false).map_err(failed)?;
+        let Node::Leaf {
+            dir,
+            name: source_name,
+            stat,
+        } = resolved.node
+        else {
+            return Err(missing());
+        };
+        let real = resolved.path.join(&b'/');
+        let (target_parent, target_name) = split(&real);
+        let target_dir = self.make_dirs(target_parent, left)?;
+        match statat(&target_dir, target_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => {}
+            Err(Errno::NOENT) => {
+                copy_up(&dir, &source_name, &stat, &target_dir, target_name).map_err(failed)?;
+                left.inodes += 1;
+                left.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            }
+            Err(e) => return Err(failed(e)),
+        }
+        linkat(&target_dir, target_name, &holder, name, AtFlags::empty()).map_err(failed)
+    }
+}
+
+/// Copies a file of whatever type, with its attributes.
+fn copy_up(
+    from: &OwnedFd,
+    from_name: &[u8],
+    stat: &Stat,
+    to: &OwnedFd,
+    to_name: &[u8],
+) -> rustix::io::Result<()> {
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let (uid, gid) = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
+    match kind {
+        FileType::RegularFile => {
+            let source = openat(
+                from,
+                from_name,
+                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let target = openat(to, to_name, flags, Mode::RUSR | Mode::WUSR)?;
+            let (mut reader, mut writer) = (std::fs::File::from(source), std::fs::File::from(target));
+            std::io::copy(&mut reader, &mut writer)
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+            return copy_attributes(&reader.into(), &writer.into());
+        }
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(from, from_name, Vec::new())?;
+            rustix::fs::symlinkat(&target, to, to_name)?;
+        }
+        _ => {
+            rustix::fs::mknodat(to, to_name, kind, Mode::empty(), stat.st_rdev)?;
+        }
+    }
+    rustix::fs::chownat(to, to_name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+    if kind != FileType::Symlink {
+        rustix::fs::chmodat(to, to_name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Owner, mode, xattrs and times, those of overlayfs itself left out.
+fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
+    let stat = rustix::fs::fstat(from)?;
+    rustix::fs::fchown(
+        to,
+        Some(Uid::from_raw(stat.st_uid)),
+        Some(Gid::from_raw(stat.st_gid)),
+    )?;
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
+    // Sizes as the kernel bounds them: XATTR_LIST_MAX and XATTR_SIZE_MAX.
+    let mut names = vec![0; 1 << 16];
+    let length = match rustix::fs::flistxattr(from, &mut names[..]) {
+        Ok(length) => length,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(e) => return Err(e),
+    };
+    for name in names[..length]
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty() && !n.starts_with(b"trusted.overlay."))
+    {
+        let mut value = vec![0; 1 << 16];
+        let length = rustix::fs::fgetxattr(from, name, &mut value[..])?;
+        match rustix::fs::fsetxattr(to, name, &value[..length], XattrFlags::empty()) {
+            // Labels of a security module are not copied by hand.
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            other => other?,
+        }
+    }
+    set_times(
+        to,
+        (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
+    )
+}
+
+fn open_dir(at: &OwnedFd, name: &CString) -> rustix::io::Result<OwnedFd> {
+    openat(at, name, DIRECTORY, Mode::empty())
+}
+
+fn is_dir(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+}
+
+/// Parent and last component.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (&[], path),
+    }
+}
+
+/// Whether `path` is `dir` or below it.
+fn is_within(path: &[u8], dir: &[u8]) -> bool {
+    path.strip_prefix(dir)
+        .is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}

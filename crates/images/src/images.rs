@@ -1,0 +1,214 @@
+//! The handle that the rest of holdfast has: one method per thing that can be done with images.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use holdfast_registry::Client;
+
+use crate::inflight::{Inflight, Progress};
+use crate::layers::Claims;
+use crate::pull::PullRequest;
+use crate::snapshot::{PrepareOptions, Snapshot, Snapshots};
+use crate::state::{Places, State};
+use crate::{Config, Error, FsInfo, Image, ImageId, Result, archive, inflight, merged, snapshot};
+
+/// The images and snapshots below one root directory. Cheap to clone; one process at a time can have a root open.
+///
+/// Methods that are not `async` answer from memory (`read_file`: from layers) and take no lock that disk work holds.
+#[derive(Debug, Clone)]
+pub struct Images {
+    shared: Arc<Shared>,
+}
+
+/// What the modules of this crate work on.
+pub(crate) struct Shared {
+    pub config: Config,
+    pub registry: Arc<Client>,
+    pub places: Places,
+    pub state: State,
+    pub claims: Claims,
+    pub inflight: Inflight,
+    pub snapshots: Snapshots,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("places", &self.places)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Images {
+    /// Opens or makes the state below `root` (`/var/lib/holdfast`): removes what a crash left half done, forgets images that
+    /// are no longer whole, and frees layers that nothing needs. Blocks; a few milliseconds, plus what is to be removed.
+    ///
+    /// # Errors
+    /// If the state cannot be read, is of a newer holdfast, or is open in another process.
+    pub fn open(root: &Path, config: Config, registry: Arc<Client>) -> Result<Self> {
+        let places = Places::make(root)?;
+        let state = State::open(&places, &config)?;
+        let snapshots = Snapshots::open(&places)?;
+        for (key, layers) in snapshots.layers() {
+            state.hold_snapshot(&key, layers);
+        }
+        let shared = Shared {
+            config,
+            registry,
+            places,
+            state,
+            claims: Claims::default(),
+            inflight: Inflight::default(),
+            snapshots,
+        };
+        shared.state.collect(&shared.places)?;
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Brings an image here. Always asks the registry what the reference is now, with the request's own credential; layers
+    /// that are here already are not fetched again. Joins a pull in flight only if reference, platform, handler and credential
+    /// are the same. Dropping the future of the last caller ends the pull.
+    ///
+    /// # Errors
+    /// [`Error::Registry`], or what is wrong with the image. Layers that were whole are kept for [`Config::retry_window`].
+    pub async fn pull(&self, request: PullRequest, progress: impl Fn(Progress) + Send) -> Result<ImageId> {
+        inflight::pull(&self.shared, request, progress).await
+    }
+
+    /// Loads the images of an OCI layout (directory, or archive: plain, gzip or zstd) or of a `docker save` archive, and gives
+    /// their ids. Names come from the archive, or from `name` if it holds one image.
+    ///
+    /// # Errors
+    /// [`Error::Archive`], or what is wrong with one of its images; the images before it stay loaded.
+    pub async fn load_archive(&self, path: &Path, name: Option<&str>) -> Result<Vec<ImageId>> {
+        archive::load(&self.shared, path, name).await
+    }
+
+    /// All images, or the one that `filter` names, sorted by id.
+    #[must_use]
+    pub fn list(&self, filter: Option<&str>) -> Vec<Arc<Image>> {
+        match filter.filter(|f| !f.is_empty()) {
+            None => self.shared.state.images(),
+            Some(reference) => self.get(reference).into_iter().collect(),
+        }
+    }
+
+    /// The image that is meant by an id (`sha256:...`, bare hex, or an unambiguous beginning of 6 digits or more), a tag (with
+    /// Docker's short forms) or a `name@digest`.
+    #[must_use]
+    pub fn get(&self, reference: &str) -> Option<Arc<Image>> {
+        self.shared.state.find(reference)
+    }
+
+    /// Removes the image that `reference` means, with all its names. Layers stay while another image or a snapshot uses them.
+    /// Removing what is not there succeeds.
+    ///
+    /// # Errors
+    /// If the change cannot be recorded.
+    pub async fn remove(&self, reference: &str) -> Result<()> {
+        let Some(image) = self.get(reference) else {
+            return Ok(());
+        };
+        self.blocking(move |shared| {
+            shared.state.remove_image(&image.id)?;
+            shared.state.collect(&shared.places)
+        })
+        .await
+    }
+
+    /// Bytes and inodes that images use, from memory.
+    #[must_use]
+    pub fn fs_info(&self) -> FsInfo {
+        let (used_bytes, used_inodes) = self.shared.state.usage();
+        FsInfo {
+            at: std::time::SystemTime::now(),
+            path: self.shared.places.images.clone(),
+            used_bytes,
+            used_inodes,
+        }
+    }
+
+    /// Makes the writable part of a container on top of `image`. `key` is the container's id.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::SnapshotExists`], [`Error::SnapshotKey`] or [`Error::Io`]; nothing is left then.
+    pub async fn prepare(&self, key: &str, image: &ImageId, options: PrepareOptions) -> Result<Snapshot> {
+        let (key, image) = (key.to_owned(), image.clone());
+        self.blocking(move |shared| snapshot::prepare(shared, &key, &image, &options))
+            .await
+    }
+
+    /// The snapshot of `key` again, as [`Images::prepare`] gave it; for instance after a restart of the daemon.
+    #[must_use]
+    pub fn snapshot(&self, key: &str) -> Option<Snapshot> {
+        snapshot::get(&self.shared, key)
+    }
+
+    /// Removes a snapshot with everything that its container wrote, and layers that nothing needs any more. Succeeds if there
+    /// is none. It must not be mounted.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; what is left is still listed by [`Images::snapshots`].
+    pub async fn discard(&self, key: &str) -> Result<()> {
+        let key = key.to_owned();
+        let collect = self
+            .blocking(move |shared| snapshot::discard(shared, &key))
+            .await?;
+        if collect {
+            // The layers were of an image that is gone. Nobody waits for the disk.
+            let shared = Arc::clone(&self.shared);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = shared.state.collect(&shared.places) {
+                    tracing::warn!(%error, "layers of a removed image could not be freed");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Keys of all snapshots, those included whose record a power cut took.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<String> {
+        self.shared.snapshots.keys()
+    }
+
+    /// The bytes of a regular file of the image, seen as its containers see it: upper layers hide lower ones, symbolic links
+    /// stay inside. `None` if there is no such file.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] about the image, [`Error::FileTooLarge`] if it has more than `limit` bytes, [`Error::FilePath`].
+    pub fn read_file(&self, image: &ImageId, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+        let lowers = self.shared.state.lowers(image, &self.shared.places)?;
+        merged::read_file(&lowers, image, path, limit)
+    }
+
+    /// Where the images are.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.shared.places.images.clone()
+    }
+
+    /// Runs file work off the async threads.
+    async fn blocking<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared) -> Result<R> + Send + 'static,
+    ) -> Result<R> {
+        let shared = Arc::clone(&self.shared);
+        match tokio::task::spawn_blocking(move || work(&shared)).await {
+            Ok(result) => result,
+            // A panic in the work, or the end of the runtime.
+            Err(e) => Err(Error::io(
+                "finish work on",
+                &self.shared.places.images,
+                std::io::Error::other(e),
+            )),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}

@@ -1,0 +1,255 @@
+//! The writable part of a container over the layers of its image. Pod state: no fsync anywhere here.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use holdfast_registry::Digest;
+use holdfast_store::{Record, Records};
+use rustix::fs::{Gid, Uid};
+use serde::{Deserialize, Serialize};
+
+use crate::images::Shared;
+use crate::state::Places;
+use crate::{Error, ImageId, Result, remove};
+
+/// What the launcher mounts as a container's root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// File-system type: `overlay`.
+    pub fs_type: &'static str,
+    /// Read-only layers, uppermost first. Never empty.
+    pub lowers: Vec<PathBuf>,
+    /// Where writes go.
+    pub upper: PathBuf,
+    /// Overlay's scratch directory, beside `upper`.
+    pub work: PathBuf,
+    /// Further mount options. `volatile`: a crash of the machine loses the upper, so nothing ever syncs it.
+    pub options: Vec<String>,
+}
+
+/// One range of a user namespace's id map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    /// First id inside.
+    pub container: u32,
+    /// First id outside.
+    pub host: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// How a snapshot is made.
+#[derive(Debug, Clone, Default)]
+pub struct PrepareOptions {
+    /// Maps of the pod's user namespace: the upper's root directory then belongs to the mapped ids, as everything that the
+    /// container writes will.
+    pub uid_maps: Vec<IdMap>,
+    /// The same for groups.
+    pub gid_maps: Vec<IdMap>,
+}
+
+/// What is remembered about a snapshot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SnapshotRecord {
+    image: Digest,
+    /// Chain ids, lowest first.
+    layers: Vec<Digest>,
+}
+
+impl Record for SnapshotRecord {}
+
+/// Records of snapshots, mirrored in memory. `None` is a directory without a record.
+#[derive(Debug)]
+pub(crate) struct Snapshots {
+    records: Records<SnapshotRecord>,
+    known: Mutex<BTreeMap<String, Option<SnapshotRecord>>>,
+}
+
+impl Snapshots {
+    pub fn open(places: &Places) -> Result<Self> {
+        let opened = Records::<SnapshotRecord>::open(&places.snapshot_records)?;
+        for lost in &opened.quarantined {
+            tracing::warn!(snapshot = lost.key, reason = lost.reason, moved_to = %lost.moved_to.display(), "damaged snapshot record");
+        }
+        let mut known: BTreeMap<_, _> = opened
+            .records
+            .into_iter()
+            .map(|(key, record)| (key, Some(record)))
+            .collect();
+        let listed =
+            std::fs::read_dir(&places.snapshots).map_err(|e| Error::io("list", &places.snapshots, e))?;
+        for entry in listed {
+            let entry = entry.map_err(|e| Error::io("list", &places.snapshots, e))?;
+            if let Ok(name) = entry.file_name().into_string() {
+                known.entry(name).or_insert(None);
+            }
+        }
+        Ok(Self {
+            records: opened.store,
+            known: Mutex::new(known),
+        })
+    }
+
+    /// Every key with the layers it uses.
+    pub fn layers(&self) -> Vec<(String, Vec<Digest>)> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .iter()
+            .filter_map(|(k, r)| Some((k.clone(), r.as_ref()?.layers.clone())))
+            .collect()
+    }
+
+    pub fn keys(&self) -> Vec<String> {
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .cloned()
+            .collect()
+    }
+}
+
+/// Makes the directories of a snapshot and its record: reserved in memory, recorded, then made.
+pub(crate) fn prepare(
+    shared: &Shared,
+    key: &str,
+    image: &ImageId,
+    options: &PrepareOptions,
+) -> Result<Snapshot> {
+    if key.is_empty()
+        || key.starts_with('.')
+        || !key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    {
+        return Err(Error::SnapshotKey { key: key.to_owned() });
+    }
+    let mut known = shared
+        .snapshots
+        .known
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if known.contains_key(key) {
+        return Err(Error::SnapshotExists { key: key.to_owned() });
+    }
+    // From here on collection leaves the layers alone.
+    let layers = shared.state.hold_image(key, image)?;
+    let record = SnapshotRecord {
+        image: image.clone(),
+        layers,
+    };
+    known.insert(key.to_owned(), Some(record.clone()));
+    drop(known);
+    let made = shared
+        .snapshots
+        .records
+        .put(key, &record)
+        .map_err(Error::from)
+        .and_then(|()| build(shared, key, &record, options));
+    made.inspect_err(|_| {
+        if let Err(error) = discard(shared, key) {
+            tracing::warn!(snapshot = key, %error, "a snapshot that could not be made could not be removed either");
+        }
+    })
+}
+
+/// The snapshot of `key`, if it has a record and its layers are here.
+pub(crate) fn get(shared: &Shared, key: &str) -> Option<Snapshot> {
+    let record = shared
+        .snapshots
+        .known
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(key)?
+        .clone()?;
+    describe(shared, key, &record).ok()
+}
+
+/// Removes a snapshot. Says whether layers may have become free by it.
+pub(crate) fn discard(shared: &Shared, key: &str) -> Result<bool> {
+    let known = shared
+        .snapshots
+        .known
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get(key)
+        .cloned();
+    let Some(record) = known else { return Ok(false) };
+    let dir = shared.places.snapshots.join(key);
+    // Out of the way in one step, so that a crash in the middle leaves nothing that looks like a snapshot.
+    let aside = shared.places.aside();
+    match std::fs::rename(&dir, &aside) {
+        Ok(()) => remove::tree(&aside, &shared.places.tmp).map_err(|e| Error::io("remove", &aside, e))?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(Error::io("move aside", dir, e)),
+    }
+    if record.is_some() {
+        shared.snapshots.records.remove(key)?;
+    }
+    shared
+        .snapshots
+        .known
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .remove(key);
+    Ok(shared.state.release_snapshot(key))
+}
+
+fn build(shared: &Shared, key: &str, record: &SnapshotRecord, options: &PrepareOptions) -> Result<Snapshot> {
+    let snapshot = describe(shared, key, record)?;
+    let dir = shared.places.snapshots.join(key);
+    let io = |action, path: &Path| {
+        let path = path.to_path_buf();
+        move |e: std::io::Error| Error::io(action, path, e)
+    };
+    let make = |path: &Path, mode| {
+        std::fs::DirBuilder::new()
+            .mode(mode)
+            .create(path)
+            .map_err(io("make", path))
+    };
+    // What containers write is for root alone on the way in.
+    make(&dir, 0o700)?;
+    make(&snapshot.work, 0o700)?;
+    make(&snapshot.upper, 0o700)?;
+    // The upper's root is the container's `/`: it looks like that of the image.
+    let top = &snapshot.lowers[0];
+    let stat = rustix::fs::stat(top).map_err(|e| Error::io("read", top, e))?;
+    let (uid, gid) = (
+        mapped(stat.st_uid, &options.uid_maps),
+        mapped(stat.st_gid, &options.gid_maps),
+    );
+    rustix::fs::chown(
+        &snapshot.upper,
+        Some(Uid::from_raw(uid)),
+        Some(Gid::from_raw(gid)),
+    )
+    .map_err(|e| Error::io("change the owner of", &snapshot.upper, e))?;
+    let mode = std::fs::Permissions::from_mode(stat.st_mode & 0o7777);
+    std::fs::set_permissions(&snapshot.upper, mode).map_err(io("change the mode of", &snapshot.upper))?;
+    Ok(snapshot)
+}
+
+fn describe(shared: &Shared, key: &str, record: &SnapshotRecord) -> Result<Snapshot> {
+    let dir = shared.places.snapshots.join(key);
+    Ok(Snapshot {
+        fs_type: "overlay",
+        lowers: shared
+            .state
+            .lowers_of(&record.image, &record.layers, &shared.places)?,
+        upper: dir.join("upper"),
+        work: dir.join("work"),
+        options: vec!["volatile".to_owned()],
+    })
+}
+
+/// The id outside the user namespace; ids without a mapping, and all of them without a namespace, stay.
+fn mapped(id: u32, maps: &[IdMap]) -> u32 {
+    let map = maps
+        .iter()
+        .find(|m| id.checked_sub(m.container).is_some_and(|offset| offset < m.count));
+    map.and_then(|m| m.host.checked_add(id - m.container))
+        .unwrap_or(id)
+}

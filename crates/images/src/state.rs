@@ -1,0 +1,572 @@
+//! Recorded images, layers and leases, with their mirror in memory; and what keeps a layer from being collected.
+//!
+//! Locks, in the order in which they may be taken: `change` (held over database commits), `holds` and `index` (short, memory
+//! only). Readers and the pod's path take the last two alone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, SystemTime};
+
+use holdfast_registry::Digest;
+use holdfast_store::gc::{Lease, reachable};
+use holdfast_store::{Db, Table};
+use oci_spec::image::ImageConfiguration;
+
+use crate::image::User;
+use crate::index::{ImageRecord, Index, LayerRecord};
+use crate::names::Names;
+use crate::{Config, Error, Image, Result, content, remove};
+
+const IMAGES: Table<ImageRecord> = Table::new("images", 1);
+const LAYERS: Table<LayerRecord> = Table::new("layers", 1);
+const LEASES: Table<Lease> = Table::new("leases", 1);
+
+/// The directories, all made at open.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    pub images: PathBuf,
+    pub layers: PathBuf,
+    pub tmp: PathBuf,
+    pub blobs: PathBuf,
+    pub snapshots: PathBuf,
+    pub snapshot_records: PathBuf,
+}
+
+impl Places {
+    pub fn make(root: &Path) -> Result<Self> {
+        let images = root.join("images");
+        let places = Self {
+            layers: images.join("l"),
+            tmp: images.join("tmp"),
+            blobs: images.join("content/blobs"),
+            snapshots: root.join("snapshots"),
+            snapshot_records: root.join("records/snapshots"),
+            images,
+        };
+        let (sha256, sha512) = (places.blobs.join("sha256"), places.blobs.join("sha512"));
+        for dir in [
+            &places.layers,
+            &places.tmp,
+            &sha256,
+            &sha512,
+            &places.snapshots,
+            &places.snapshot_records,
+        ] {
+            use std::os::unix::fs::DirBuilderExt;
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|e| Error::io("make", dir, e))?;
+        }
+        Ok(places)
+    }
+
+    /// A name in `tmp` that nobody has.
+    pub fn aside(&self) -> PathBuf {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        self.tmp.join(format!(
+            "{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ))
+    }
+
+    pub fn layer(&self, record: &LayerRecord) -> PathBuf {
+        self.layers.join(record.dir.to_string())
+    }
+}
+
+/// A layer whose directory is in place and synced.
+#[derive(Debug)]
+pub(crate) struct NewLayer {
+    pub chain: Digest,
+    pub record: LayerRecord,
+}
+
+/// An image whose layers are recorded and whose documents are synced.
+#[derive(Debug)]
+pub(crate) struct NewImage {
+    pub id: Digest,
+    pub names: Names,
+    pub layers: Vec<Digest>,
+    pub blobs: Vec<Digest>,
+    pub blob_bytes: u64,
+    pub config: ImageConfiguration,
+}
+
+/// What must not be collected, besides what images need.
+#[derive(Debug, Default)]
+struct Holds {
+    snapshots: HashMap<String, Vec<Digest>>,
+    /// Layers and documents of pulls and loads in flight.
+    working: BTreeMap<u64, Vec<Digest>>,
+    next: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    db: Db,
+    index: RwLock<Index>,
+    holds: Arc<Mutex<Holds>>,
+    change: Mutex<()>,
+    next_dir: AtomicU64,
+    retry_window: Duration,
+    pinned: Vec<String>,
+}
+
+/// Keeps content of a pull in flight; dropped with it.
+#[derive(Debug)]
+pub(crate) struct Working {
+    key: u64,
+    holds: Arc<Mutex<Holds>>,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        lock(&self.holds).working.remove(&self.key);
+    }
+}
+
+impl State {
+    /// Reads everything, and removes from disk and records what is not whole.
+    pub fn open(places: &Places, config: &Config) -> Result<Self> {
+        let db = Db::open(places.images.join("images.redb"))?;
+        let reader = db.read()?;
+        let (images, layers) = (reader.all(&IMAGES)?, reader.all(&LAYERS)?);
+        drop(reader);
+        for entry in list(&places.tmp)? {
+            remove::tree(&entry, &places.tmp).map_err(|e| Error::io("remove", &entry, e))?;
+        }
+        let mut state = Self {
+            db,
+            index: RwLock::default(),
+            holds: Arc::default(),
+            change: Mutex::default(),
+            next_dir: AtomicU64::new(1),
+            retry_window: config.retry_window,
+            pinned: config.pinned.clone(),
+        };
+        let mut index = Index::default();
+        let mut lost_layers = Vec::new();
+        for (chain, record) in layers {
+            match Digest::parse(&chain) {
+                Ok(digest) if places.layer(&record).is_dir() => {
+                    index.layers.insert(digest, Arc::new(record));
+                }
+                _ => lost_layers.push(chain),
+            }
+        }
+        let mut lost_images = Vec::new();
+        for (key, record) in images {
+            match state.restore(&key, &record, &index, places) {
+                Ok(image) => index.put(Arc::new(image), record),
+                Err(error) => {
+                    tracing::warn!(image = key, %error, names = ?record.tags, "image is no longer whole and is forgotten");
+                    lost_images.push(key);
+                }
+            }
+        }
+        state.forget(&lost_images, &lost_layers)?;
+        state.sweep(places, &index)?;
+        state.index = RwLock::new(index);
+        Ok(state)
+    }
+
+    fn restore(&self, key: &str, record: &ImageRecord, index: &Index, places: &Places) -> Result<Image> {
+        let id = Digest::parse(key)?;
+        let damaged = |reason: &str| Error::Document {
+            document: "image",
+            digest: key.to_owned(),
+            reason: reason.into(),
+        };
+        if record
+            .layers
+            .iter()
+            .any(|chain| !index.layers.contains_key(chain))
+        {
+            return Err(damaged("a layer is missing"));
+        }
+        let json = content::get(places, &id, 1 << 30)?;
+        let config = serde_json::from_slice(&json).map_err(|e| damaged(&e.to_string()))?;
+        Ok(self.image(id, record, config, index))
+    }
+
+    fn image(&self, id: Digest, record: &ImageRecord, config: ImageConfiguration, index: &Index) -> Image {
+        let user = config
+            .config()
+            .as_ref()
+            .and_then(|c| c.user().as_deref())
+            .and_then(User::parse);
+        let mut image = Image {
+            id,
+            repo_tags: record.tags.clone(),
+            repo_digests: record.digests.clone(),
+            size: index.layer_bytes(&record.layers) + record.blob_bytes,
+            config,
+            layers: record.layers.clone(),
+            pinned: record
+                .tags
+                .iter()
+                .chain(&record.digests)
+                .any(|name| self.pinned.contains(name)),
+            user,
+        };
+        image.repo_tags.sort_unstable();
+        image.repo_digests.sort_unstable();
+        image
+    }
+
+    fn forget(&self, images: &[String], layers: &[String]) -> Result<()> {
+        if images.is_empty() && layers.is_empty() {
+            return Ok(());
+        }
+        Ok(self.db.write(|tx| {
+            images
+                .iter()
+                .try_for_each(|key| tx.remove(&IMAGES, key).map(drop))?;
+            layers
+                .iter()
+                .try_for_each(|key| tx.remove(&LAYERS, key).map(drop))
+        })?)
+    }
+
+    /// Removes layer directories and documents that no record names: a crash came between rename and record.
+    fn sweep(&self, places: &Places, index: &Index) -> Result<()> {
+        let named: HashSet<PathBuf> = index.layers.values().map(|layer| places.layer(layer)).collect();
+        for dir in list(&places.layers)? {
+            if let Some(number) = dir
+                .file_name()
+                .and_then(|n| n.to_str())
+                .and_then(|n| n.parse::<u64>().ok())
+            {
+                self.next_dir.fetch_max(number + 1, Ordering::Relaxed);
+            }
+            if !named.contains(&dir) {
+                remove::tree(&dir, &places.tmp).map_err(|e| Error::io("remove", &dir, e))?;
+            }
+        }
+        let needed: HashSet<PathBuf> = index
+            .images
+            .values()
+            .flat_map(|k| &k.record.blobs)
+            .map(|digest| content::path(places, digest))
+            .collect();
+        for algorithm in list(&places.blobs)? {
+            for blob in list(&algorithm)?
+                .into_iter()
+                .filter(|path| !needed.contains(path))
+            {
+                std::fs::remove_file(&blob).map_err(|e| Error::io("remove", &blob, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        self.index()
+            .images
+            .values()
+            .map(|known| Arc::clone(&known.image))
+            .collect()
+    }
+
+    pub fn find(&self, reference: &str) -> Option<Arc<Image>> {
+        self.index().find(reference).map(|known| Arc::clone(&known.image))
+    }
+
+    pub fn layer(&self, chain: &Digest) -> Option<Arc<LayerRecord>> {
+        self.index().layers.get(chain).cloned()
+    }
+
+    /// Bytes and inodes of all layers and documents.
+    pub fn usage(&self) -> (u64, u64) {
+        let index = self.index();
+        let (bytes, inodes) = index
+            .layers
+            .values()
+            .fold((0, 0), |(b, i), l| (b + l.bytes, i + l.inodes));
+        let documents = index.images.values().fold((0, 0), |(b, i), known| {
+            (b + known.record.blob_bytes, i + known.record.blobs.len() as u64)
+        });
+        (bytes + documents.0, inodes + documents.1)
+    }
+
+    /// A number for a layer's directory that was never used before in this root.
+    pub fn next_dir(&self) -> u64 {
+        self.next_dir.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Directories of an image, uppermost first.
+    pub fn lowers(&self, id: &Digest, places: &Places) -> Result<Vec<PathBuf>> {
+        let layers = self
+            .index()
+            .images
+            .get(id)
+            .map(|known| known.record.layers.clone());
+        self.lowers_of(id, &layers.ok_or_else(|| absent(id))?, places)
+    }
+
+    /// Directories of a chain of layers, uppermost first, down to one that hides the rest.
+    pub fn lowers_of(&self, id: &Digest, chain: &[Digest], places: &Places) -> Result<Vec<PathBuf>> {
+        let index = self.index();
+        let mut lowers = Vec::with_capacity(chain.len());
+        for layer in chain.iter().rev() {
+            let layer = index.layers.get(layer).ok_or_else(|| absent(id))?;
+            lowers.push(places.layer(layer));
+            if layer.opaque {
+                break;
+            }
+        }
+        Ok(lowers)
+    }
+
+    /// Keeps `content` from being collected until the guard is dropped.
+    pub fn work_on(&self, content: Vec<Digest>) -> Working {
+        let mut holds = lock(&self.holds);
+        holds.next += 1;
+        let key = holds.next;
+        holds.working.insert(key, content);
+        drop(holds);
+        Working {
+            key,
+            holds: Arc::clone(&self.holds),
+        }
+    }
+
+    /// Keeps an image's layers for a snapshot, and gives them, lowest first.
+    pub fn hold_image(&self, key: &str, id: &Digest) -> Result<Vec<Digest>> {
+        let mut holds = lock(&self.holds);
+        let layers = self
+            .index()
+            .images
+            .get(id)
+            .map(|known| known.record.layers.clone())
+            .ok_or_else(|| absent(id))?;
+        holds.snapshots.insert(key.to_owned(), layers.clone());
+        Ok(layers)
+    }
+
+    pub fn hold_snapshot(&self, key: &str, layers: Vec<Digest>) {
+        lock(&self.holds).snapshots.insert(key.to_owned(), layers);
+    }
+
+    /// Ends the hold of a snapshot. Says whether no image needs one of its layers now.
+    pub fn release_snapshot(&self, key: &str) -> bool {
+        let Some(layers) = lock(&self.holds).snapshots.remove(key) else {
+            return false;
+        };
+        let Some(top) = layers.last() else { return false };
+        // Whoever needs the uppermost layer needs all of them.
+        !self
+            .index()
+            .images
+            .values()
+            .any(|known| known.record.layers.contains(top))
+    }
+
+    /// Records layers, under the lease of the pull `lease`, so that a pull that fails later can be tried again.
+    pub fn commit_layers(&self, lease: &str, new: &[NewLayer]) -> Result<()> {
+        let _change = lock(&self.change);
+        self.db.write(|tx| -> Result<()> {
+            let mut held = tx.get(&LEASES, lease)?.unwrap_or_default();
+            held.until = Lease::lasting(self.retry_window).until;
+            for layer in new {
+                tx.put(&LAYERS, layer.chain.as_str(), &layer.record)?;
+                held.hold(layer.chain.as_str());
+            }
+            Ok(tx.put(&LEASES, lease, &held)?)
+        })?;
+        let mut index = self.index_mut();
+        for layer in new {
+            index
+                .layers
+                .insert(layer.chain.clone(), Arc::new(layer.record.clone()));
+        }
+        Ok(())
+    }
+
+    /// Records an image, takes its tags from those that had them, and ends the lease.
+    pub fn commit_image(&self, lease: &str, new: NewImage) -> Result<()> {
+        let _change = lock(&self.change);
+        let mut record = ImageRecord {
+            tags: new.names.tags,
+            digests: new.names.digests,
+            layers: new.layers,
+            blobs: new.blobs,
+            blob_bytes: new.blob_bytes,
+        };
+        let mut robbed = Vec::new();
+        {
+            let index = self.index();
+            for (id, known) in &index.images {
+                let mut other = known.record.clone();
+                if *id == new.id {
+                    // The same image under one more name. Documents that differ came from another manifest of it.
+                    merge(&mut record.tags, &other.tags);
+                    merge(&mut record.digests, &other.digests);
+                    if merge(&mut record.blobs, &other.blobs) {
+                        record.blob_bytes += other.blob_bytes;
+                    }
+                    continue;
+                }
+                other.tags.retain(|tag| !record.tags.contains(tag));
+                other.digests.retain(|name| !record.digests.contains(name));
+                if other != known.record {
+                    robbed.push((Arc::clone(&known.image), other));
+                }
+            }
+        }
+        self.db.write(|tx| -> Result<()> {
+            tx.put(&IMAGES, new.id.as_str(), &record)?;
+            for (image, other) in &robbed {
+                tx.put(&IMAGES, image.id.as_str(), other)?;
+            }
+            tx.remove(&LEASES, lease)?;
+            Ok(())
+        })?;
+        let mut index = self.index_mut();
+        for (old, other) in robbed {
+            let image = self.image(old.id.clone(), &other, old.config.clone(), &index);
+            index.put(Arc::new(image), other);
+        }
+        let image = self.image(new.id, &record, new.config, &index);
+        index.put(Arc::new(image), record);
+        Ok(())
+    }
+
+    pub fn remove_image(&self, id: &Digest) -> Result<()> {
+        let _change = lock(&self.change);
+        self.db.write(|tx| tx.remove(&IMAGES, id.as_str()))?;
+        self.index_mut().remove(id);
+        Ok(())
+    }
+
+    /// Frees layers and documents that no image, snapshot, lease or pull in flight needs.
+    pub fn collect(&self, places: &Places) -> Result<()> {
+        let change = lock(&self.change);
+        let leases = self.db.read()?.all(&LEASES)?;
+        let now = SystemTime::now();
+        let (ended, live): (Vec<_>, Vec<_>) = leases
+            .into_iter()
+            .partition(|(_, l)| l.ended(now, self.retry_window));
+        let dead = {
+            // Whoever takes a hold from now on finds the dead ones gone from the index.
+            let holds = lock(&self.holds);
+            let mut index = self.index_mut();
+            let leased = live
+                .iter()
+                .flat_map(|(_, l)| &l.holds)
+                .filter_map(|key| Digest::parse(key).ok());
+            let roots: Vec<Digest> = leased
+                .chain(holds.snapshots.values().flatten().cloned())
+                .chain(holds.working.values().flatten().cloned())
+                .chain(
+                    index
+                        .images
+                        .values()
+                        .flat_map(|known| known.record.layers.iter().cloned()),
+                )
+                .collect();
+            let needed = reachable(roots, |chain| {
+                index.layers.get(chain).and_then(|layer| layer.parent.clone())
+            });
+            let dead: Vec<_> = index
+                .layers
+                .iter()
+                .filter(|(c, _)| !needed.contains(*c))
+                .map(|(c, l)| (c.clone(), Arc::clone(l)))
+                .collect();
+            for (chain, _) in &dead {
+                index.layers.remove(chain);
+            }
+            dead
+        };
+        if !dead.is_empty() || !ended.is_empty() {
+            self.db.write(|tx| -> Result<()> {
+                ended
+                    .iter()
+                    .try_for_each(|(key, _)| tx.remove(&LEASES, key).map(drop))?;
+                Ok(dead
+                    .iter()
+                    .try_for_each(|(chain, _)| tx.remove(&LAYERS, chain.as_str()).map(drop))?)
+            })?;
+        }
+        self.collect_documents(places)?;
+        drop(change);
+        // Nothing names them any more; a crash here leaves them to the sweep at open.
+        for (chain, layer) in dead {
+            let (dir, aside) = (places.layer(&layer), places.aside());
+            let gone = std::fs::rename(&dir, &aside).and_then(|()| remove::tree(&aside, &places.tmp));
+            if let Err(error) = gone {
+                tracing::warn!(layer = %chain, dir = %dir.display(), %error, "a layer that nothing needs could not be removed");
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_documents(&self, places: &Places) -> Result<()> {
+        let needed: HashSet<PathBuf> = {
+            let (holds, index) = (lock(&self.holds), self.index());
+            let of_images = index.images.values().flat_map(|known| &known.record.blobs);
+            of_images
+                .chain(holds.working.values().flatten())
+                .map(|digest| content::path(places, digest))
+                .collect()
+        };
+        for algorithm in list(&places.blobs)? {
+            for path in list(&algorithm)?
+                .into_iter()
+                .filter(|path| !needed.contains(path))
+            {
+                let name = (
+                    algorithm.file_name().and_then(|n| n.to_str()),
+                    path.file_name().and_then(|n| n.to_str()),
+                );
+                let (Some(algorithm), Some(hex)) = name else {
+                    continue;
+                };
+                if let Ok(digest) = Digest::parse(&format!("{algorithm}:{hex}")) {
+                    content::remove(places, &digest);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn absent(id: &Digest) -> Error {
+    Error::NotFound {
+        reference: id.to_string(),
+    }
+}
+
+/// Adds what is missing; says whether anything was.
+fn merge<T: Clone + PartialEq>(into: &mut Vec<T>, from: &[T]) -> bool {
+    let before = into.len();
+    for item in from {
+        if !into.contains(item) {
+            into.push(item.clone());
+        }
+    }
+    into.len() != before
+}
+
+fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::io("list", dir, e);
+    std::fs::read_dir(dir)
+        .map_err(failed)?
+        .map(|entry| Ok(entry.map_err(failed)?.path()))
+        .collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

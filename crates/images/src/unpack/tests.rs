@@ -1,0 +1,1 @@
+//! Tests of this module; filled with the archives that real tools make.
