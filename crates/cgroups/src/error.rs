@@ -6,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    #[error("no cgroup file system is mounted (looked in /proc/self/mountinfo)")]
+    #[error("no cgroup file system is mounted (looked in /proc/thread-self/mountinfo)")]
     NotMounted,
     #[error("cgroup path {path:?} {problem}")]
     Path { path: String, problem: &'static str },

@@ -4,6 +4,7 @@
 //! filling in cpusets (version 1). Leaves out what happens inside one cgroup: see `cgroup`.
 
 use crate::io::{self, Root};
+use crate::mountinfo::parse_mountinfo;
 use crate::{Cgroup, Error, path};
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
@@ -56,7 +57,7 @@ impl Controller {
         }
     }
 
-    const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Cpu,
         Self::Cpuacct,
         Self::Cpuset,
@@ -110,9 +111,10 @@ pub struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// Looks at /proc/self/mountinfo, and opens every hierarchy's root.
+    /// Looks at the calling thread's mountinfo, and opens every hierarchy's root.
     pub fn detect() -> Result<Self, Error> {
-        let file = "/proc/self/mountinfo";
+        // Of the thread: a launcher may have moved alone.
+        let file = "/proc/thread-self/mountinfo";
         let text = std::fs::read_to_string(file).map_err(|source| Error::Read {
             file: file.into(),
             source,
@@ -432,114 +434,4 @@ fn controllers_in(text: &str) -> Vec<Controller> {
         .into_iter()
         .filter(|it| names.contains(&it.unified_name()))
         .collect()
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Found {
-    at: String,
-    /// `None`: version 2.
-    controllers: Option<Vec<Controller>>,
-}
-
-/// The cgroup mounts of a mountinfo file, one per hierarchy (proc_pid_mountinfo(5)).
-fn parse_mountinfo(text: &str) -> Vec<Found> {
-    let mut out: Vec<Found> = Vec::new();
-    let mut seen: Vec<&str> = Vec::new();
-    for line in text.lines() {
-        let Some((left, right)) = line.split_once(" - ") else {
-            continue;
-        };
-        let left: Vec<&str> = left.split(' ').collect();
-        let right: Vec<&str> = right.split(' ').collect();
-        let (Some(device), Some(at), Some(kind), Some(options)) =
-            (left.get(2), left.get(4), right.first(), right.get(2))
-        else {
-            continue;
-        };
-        // The same hierarchy may be bound elsewhere too; its device number tells.
-        if !kind.starts_with("cgroup") || seen.contains(device) {
-            continue;
-        }
-        let controllers = match *kind {
-            "cgroup2" => None,
-            "cgroup" => Some(
-                Controller::ALL
-                    .into_iter()
-                    .filter(|it| options.split(',').any(|name| name == it.legacy_name()))
-                    .collect(),
-            ),
-            _ => continue,
-        };
-        seen.push(device);
-        out.push(Found {
-            at: unescape(at),
-            controllers,
-        });
-    }
-    out
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let code = rest
-            .get(at + 1..at + 4)
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(byte) => {
-                out.push(char::from(byte));
-                rest = &rest[at + 4..];
-            }
-            None => {
-                out.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    out.push_str(rest);
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_hybrid_machine_is_understood() {
-        let text = "\
-31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
-32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
-38 31 0:35 / /sys/fs/cgroup/blkio rw,relatime - cgroup cgroup rw,blkio
-40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
-41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
-99 31 0:38 / /mnt/again rw,relatime - cgroup2 cgroup2 rw
-";
-        let found = parse_mountinfo(text);
-        let at: Vec<&str> = found.iter().map(|it| it.at.as_str()).collect();
-        assert_eq!(
-            at,
-            [
-                "/sys/fs/cgroup/cpu,cpuacct",
-                "/sys/fs/cgroup/blkio",
-                "/sys/fs/cgroup/systemd",
-                "/sys/fs/cgroup/unified"
-            ]
-        );
-        assert_eq!(
-            found[0].controllers,
-            Some(vec![Controller::Cpu, Controller::Cpuacct])
-        );
-        assert_eq!(found[1].controllers, Some(vec![Controller::Io]));
-        assert_eq!(found[2].controllers, Some(vec![]));
-        assert_eq!(found[3].controllers, None);
-    }
-
-    #[test]
-    fn escapes_and_rubbish_are_survived() {
-        assert_eq!(unescape(r"/a\040b\134c\"), r"/a b\c\");
-        assert!(parse_mountinfo("garbage\n - cgroup2 x rw\n1 2 3 - cgroup\n").is_empty());
-    }
 }

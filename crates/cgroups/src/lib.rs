@@ -45,6 +45,7 @@ mod hierarchy;
 mod io;
 mod kill;
 mod limits;
+mod mountinfo;
 mod oci;
 mod oom;
 mod path;

@@ -345,6 +345,53 @@ fn joining_by_open_descriptors_reaches_every_hierarchy() {
     .unwrap();
 }
 
+/// Without a unified hierarchy there is no `cgroup.kill` and no `cgroup.events`: the freezer and signals must do.
+#[test]
+fn version_1_alone_can_freeze_kill_and_wait_too() {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    holdfast_sys::namespace::unshare(holdfast_sys::clone::NEWNS).unwrap();
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).unwrap();
+    rustix::mount::unmount("/sys/fs/cgroup", UnmountFlags::DETACH).unwrap();
+    rustix::mount::mount(
+        "cgroup",
+        "/sys/fs/cgroup",
+        "cgroup",
+        MountFlags::empty(),
+        Some(c"freezer"),
+    )
+    .unwrap();
+
+    let it = Fixture::new("legacy");
+    assert_eq!(it.hierarchy.mode(), Mode::Legacy);
+    assert!(it.cgroup.open_for_clone().unwrap().is_none());
+    let leaf = it.cgroup.leaf("exec").unwrap();
+    let (mut child, write) = shell(&leaf, "(sleep 1000 & sleep 1000 & wait) & sleep 1000");
+    go(&write);
+    let start = Instant::now();
+    while it.cgroup.procs().unwrap().len() < 4 {
+        assert!(start.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(it.cgroup.watch_empty().unwrap().is_none());
+    it.cgroup.freeze(SOON).unwrap();
+    assert!(matches!(
+        leaf.wait_empty(Duration::from_millis(5)),
+        Err(Error::Busy { .. })
+    ));
+    it.cgroup.thaw().unwrap();
+    leaf.kill().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    leaf.wait_empty(SOON).unwrap();
+    leaf.remove(SOON).unwrap();
+    let limit = Limits {
+        pids: Some(5),
+        ..Limits::default()
+    };
+    let error = it.cgroup.apply(&limit, Stage::Create).unwrap_err().to_string();
+    assert!(error.contains("pids") && error.contains("controller"), "{error}");
+}
+
 #[test]
 fn figures_of_a_busy_cgroup() {
     let it = Fixture::new("stats");

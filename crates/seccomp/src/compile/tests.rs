@@ -247,6 +247,11 @@ proptest! {
             prop_assert_eq!(run(program.instructions(), data).0, want, "{:x?}", data);
         }
     }
+}
+
+proptest! {
+    // Each case reads the whole profile often.
+    #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
     fn the_default_profile_does_what_it_says(
