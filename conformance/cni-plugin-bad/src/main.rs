@@ -34,7 +34,11 @@ fn main() -> ExitCode {
     let command = inputs.command.as_ref().to_owned();
     let specific = &inputs.config.specific;
     journal(&inputs, &command);
-    let behaviour = specific.get("behaviour").and_then(|b| b.get(&command)).and_then(Value::as_str).unwrap_or("ok");
+    let behaviour = specific
+        .get("behaviour")
+        .and_then(|b| b.get(&command))
+        .and_then(Value::as_str)
+        .unwrap_or("ok");
     match behaviour {
         "fail" => refuse(&inputs, "told to fail"),
         "die" => {
@@ -94,7 +98,12 @@ fn succeed(inputs: &Inputs, command: &str) {
     if command != "ADD" {
         return;
     }
-    let address = inputs.config.specific.get("address").and_then(Value::as_str).unwrap_or("10.9.9.9/24");
+    let address = inputs
+        .config
+        .specific
+        .get("address")
+        .and_then(Value::as_str)
+        .unwrap_or("10.9.9.9/24");
     let Ok(address) = address.parse() else {
         refuse(inputs, "the address is none");
     };
@@ -105,7 +114,11 @@ fn succeed(inputs: &Inputs, command: &str) {
             mac: None,
             sandbox: inputs.netns.clone().unwrap_or_default(),
         }],
-        ips: vec![Ip { address, gateway: None, interface: Some(0) }],
+        ips: vec![Ip {
+            address,
+            gateway: None,
+            interface: Some(0),
+        }],
         routes: Vec::new(),
         dns: Dns::default(),
         specific: Default::default(),

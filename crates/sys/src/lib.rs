@@ -6,13 +6,16 @@
 
 #![allow(unsafe_code)]
 
+pub mod arenas;
 pub mod bpf;
 pub mod clone;
 pub mod exec;
+pub mod heap;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;
 pub mod net;
+pub mod netlink;
 pub mod pidfd;
 pub mod process;
 pub mod scm;
