@@ -229,6 +229,9 @@ pub struct CreateSandbox {
     /// Resource limits of the pod's cgroup, as OCI `linux.resources` JSON; empty: none.
     #[prost(bytes = "vec", tag = "13")]
     pub resources: Vec<u8>,
+    /// Clamp `oom_score_adj` to what the monitor may set, with a warning, instead of failing.
+    #[prost(bool, tag = "14")]
+    pub clamp_privileges: bool,
 }
 
 /// Descriptors that follow, in this order, each present where its flag is set:
@@ -357,9 +360,15 @@ pub struct ExecSync {
     /// 0: no limit.
     #[prost(uint64, tag = "4")]
     pub timeout_ms: u64,
-    /// stdout and stderr together; what is over is read and thrown away.
+    /// stdout and stderr together, at most 16 MiB; what is over is read and thrown away.
     #[prost(uint64, tag = "5")]
     pub output_limit: u64,
+    /// OCI `linux.seccomp` (JSON) of the container, which the new process gets too; empty: unconfined.
+    #[prost(bytes = "vec", tag = "6")]
+    pub seccomp: Vec<u8>,
+    /// Clamp what the monitor may not set, with no warning, instead of failing.
+    #[prost(bool, tag = "7")]
+    pub clamp_privileges: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,1 +1,54 @@
-//! placeholder
+//! The per-pod monitor. See `main.rs` for what it is; this library is its inside, so that tests can reach it.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `monitor` | the loop, timers, who is called for which event |
+//! | `requests` | the daemon's requests that need no module of their own |
+//! | `sandbox`, `containers`, `exec` | what a request about them does, step by step |
+//! | `exits` | reaping, exit records, the OOM fact |
+//! | `pump` | container output to CRI logs, in a child that comes and goes |
+//! | `frame`, `clock` | the CRI log format, pure |
+//! | `output` | what an exec printed |
+//! | `job` | work that may hang, in a child |
+//! | `adopt`, `reexec`, `snapshot` | carrying on for a dead monitor, and for an older program of this process |
+//! | `link`, `poller` | sockets, epoll |
+
+#![forbid(unsafe_code)]
+
+mod adopt;
+mod cgroup;
+mod clock;
+mod containers;
+mod error;
+mod exec;
+mod exits;
+mod frame;
+mod job;
+mod link;
+mod monitor;
+mod output;
+mod poller;
+mod pump;
+mod reexec;
+mod requests;
+mod sandbox;
+mod snapshot;
+mod walk;
+
+pub use error::Error;
+
+/// What `main` does with the arguments after the program's name.
+pub fn main(arguments: &[String]) -> Result<(), Error> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        [] => monitor::start()?.run(),
+        ["--resume", memfd] => reexec::resume(memfd)?.run(),
+        ["--probe", memfd] => reexec::probe(memfd),
+        _ => Err(Error::Usage),
+    }
+}
+
+/// An error with all its causes in one line.
+pub fn explain(error: &Error) -> String {
+    error::chain(error)
+}

@@ -1,0 +1,111 @@
+//! What the monitor does to cgroups, each in a job's child: none of it may run in the loop.
+
+use std::time::Duration;
+
+use holdfast_cgroups::{Cgroup, Error, Hierarchy, systemd_scope_path};
+use holdfast_launcher::{CgroupDriver, CgroupRef};
+use holdfast_monitor_api::message::{self, Failure, FailureKind};
+
+use crate::error::{chain, failure};
+use crate::job::Outcome;
+
+/// How long killed processes may take to die.
+const DIE: Duration = Duration::from_secs(5);
+/// How long the kernel may call an empty cgroup busy.
+const REMOVE: Duration = Duration::from_secs(2);
+
+pub fn reference(cgroup: Option<&message::Cgroup>) -> CgroupRef {
+    let Some(cgroup) = cgroup else {
+        return CgroupRef::default();
+    };
+    CgroupRef {
+        driver: match cgroup.driver.as_str() {
+            "systemd" => CgroupDriver::Systemd,
+            _ => CgroupDriver::Cgroupfs,
+        },
+        path: cgroup.path.clone(),
+    }
+}
+
+/// Moves the monitor itself, once, early in its life.
+pub fn join(hierarchy: &Hierarchy, path: &str) -> Outcome {
+    work(|| {
+        hierarchy.create(path)?.join_self()?;
+        Ok(0)
+    })
+}
+
+/// The machine's hierarchies.
+pub fn detect() -> Result<Hierarchy, Failure> {
+    Hierarchy::detect().map_err(|error| failure(FailureKind::Internal, chain(&error)))
+}
+
+/// Kills everything in it. Does not wait.
+pub fn kill(hierarchy: &Hierarchy, cgroup: &CgroupRef) -> Outcome {
+    if_there(hierarchy, cgroup, |cgroup| cgroup.kill().map(|()| 0))
+}
+
+/// Kills everything in it and removes it with all that is below.
+pub fn remove(hierarchy: &Hierarchy, cgroup: &CgroupRef) -> Outcome {
+    if_there(hierarchy, cgroup, |cgroup| {
+        cgroup.kill()?;
+        cgroup.wait_empty(DIE)?;
+        cgroup.remove(REMOVE)?;
+        Ok(0)
+    })
+}
+
+/// After init's end: kills what is left where that is wanted; the result is how many processes the kernel has killed for
+/// want of memory since the cgroup was made, which was for this container.
+pub fn settle(hierarchy: &Hierarchy, cgroup: &CgroupRef, kill_rest: bool) -> Outcome {
+    if_there(hierarchy, cgroup, |cgroup| {
+        if kill_rest {
+            cgroup.kill()?;
+        }
+        cgroup.oom_kills()
+    })
+}
+
+/// Kills an exec's leaf.
+pub fn kill_leaf(hierarchy: &Hierarchy, cgroup: &CgroupRef, leaf: &str) -> Outcome {
+    if_there(hierarchy, cgroup, |cgroup| cgroup.leaf(leaf)?.kill().map(|()| 0))
+}
+
+/// Removes an exec's leaf if nothing is left in it; else it goes with the container.
+pub fn remove_leaf(hierarchy: &Hierarchy, cgroup: &CgroupRef, leaf: &str) -> Outcome {
+    if_there(hierarchy, cgroup, |cgroup| {
+        let leaf = cgroup.leaf(leaf)?;
+        if !leaf.is_populated()? {
+            leaf.remove(REMOVE)?;
+        }
+        Ok(0)
+    })
+}
+
+fn if_there(
+    hierarchy: &Hierarchy,
+    reference: &CgroupRef,
+    operation: impl FnOnce(Cgroup) -> Result<u64, Error>,
+) -> Outcome {
+    if reference.path.is_empty() {
+        return Ok(0);
+    }
+    work(|| {
+        let path = match reference.driver {
+            CgroupDriver::Cgroupfs => reference.path.clone(),
+            CgroupDriver::Systemd => systemd_scope_path(&reference.path)?,
+        };
+        if !hierarchy.exists(&path)? {
+            return Ok(0);
+        }
+        match hierarchy.open(&path) {
+            Ok(cgroup) => operation(cgroup),
+            // Half there: a create that failed midway. `create` completes it so that it can be removed whole.
+            Err(_) => operation(hierarchy.create(&path)?),
+        }
+    })
+}
+
+fn work(operation: impl FnOnce() -> Result<u64, Error>) -> Outcome {
+    operation().map_err(|error| failure(FailureKind::Internal, chain(&error)))
+}
