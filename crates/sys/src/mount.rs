@@ -1,6 +1,5 @@
 //! mount_setattr(2) and what else of the mount API `rustix` does not have.
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
@@ -88,24 +87,6 @@ pub fn set_attributes(fd: BorrowedFd<'_>, attributes: Attributes<'_>) -> io::Res
             size_of::<MountAttr>(),
         )
     })
-    .map(drop)
-}
-
-/// mount(2) of a new file system on the calling process's working directory, with data of at most a page.
-pub fn mount_here(kind: &CStr, source: &CStr, flags: u64, data: &CStr) -> io::Result<()> {
-    // SAFETY: all strings are terminated and live for the whole call.
-    check(
-        unsafe {
-            libc::mount(
-                source.as_ptr(),
-                c".".as_ptr(),
-                kind.as_ptr(),
-                flags,
-                data.as_ptr().cast(),
-            )
-        }
-        .into(),
-    )
     .map(drop)
 }
 

@@ -52,6 +52,15 @@ pub fn set_stdio(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
 }
 
+/// Closes the three standard descriptors, for a program that is to have none. Whatever is opened next gets their
+/// numbers.
+pub fn close_stdio() {
+    for number in 0..3 {
+        // SAFETY: nothing in Rust owns the standard descriptors; one that is closed already is no harm.
+        unsafe { libc::close(number) };
+    }
+}
+
 /// A descriptor that a process was started with, by number (such as the socket at 0).
 pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC makes a new descriptor or fails.

@@ -1,0 +1,324 @@
+//! The monitor's side: a build in progress, its outcome, and the exec barrier.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use holdfast_sys::{clone, pidfd, scm};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Kind};
+use crate::plan::PodNamespaces;
+use crate::{channel, fault};
+
+/// Longest report or exec failure: one datagram, far below what a socket takes.
+pub(crate) const REPORT_LIMIT: usize = 64 * 1024;
+
+/// What a descriptor of a report is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Slot {
+    Init,
+    Net,
+    Ipc,
+    Uts,
+    Pid,
+    User,
+    Mnt,
+    Netlink,
+    Terminal,
+}
+
+/// What the builder tells the monitor, in one datagram, with the descriptors that `slots` names.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    Built {
+        pid: i32,
+        slots: Vec<Slot>,
+        warnings: Vec<String>,
+    },
+    Failed(Failed),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Failed {
+    pub message: String,
+    pub kind: Kind,
+    pub errno: i32,
+}
+
+/// What a builder has made.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub pid: i32,
+    pub fds: Vec<(Slot, OwnedFd)>,
+    pub warnings: Vec<String>,
+}
+
+/// Forks a builder that runs `body` with init's end of the barrier, and reports what came of it.
+pub(crate) fn start(
+    id: &str,
+    has_barrier: bool,
+    body: impl FnOnce(&OwnedFd) -> fault::Result<Made>,
+) -> Result<Building, Error> {
+    let failed = |source| Error::Start {
+        id: id.to_owned(),
+        source,
+    };
+    let (report, report_to) = scm::pair().map_err(failed)?;
+    let (barrier, init_end) = scm::pair().map_err(failed)?;
+    let child = clone::fork(|| {
+        let report = match body(&init_end) {
+            Ok(made) => {
+                let (slots, fds): (Vec<_>, Vec<_>) = made.fds.into_iter().unzip();
+                let report = Report::Built {
+                    pid: made.pid,
+                    slots,
+                    warnings: made.warnings,
+                };
+                let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+                return channel::report(report_to.as_fd(), &report, &fds).map_or(1, |()| 0);
+            }
+            Err(fault) => Report::Failed(fault.into()),
+        };
+        channel::report(report_to.as_fd(), &report, &[]).map_or(1, |()| 0)
+    })
+    .map_err(failed)?;
+    Ok(Building {
+        id: id.to_owned(),
+        builder_pid: child.pid,
+        builder: child.pidfd,
+        report,
+        barrier: has_barrier.then_some(barrier),
+        done: false,
+    })
+}
+
+/// A builder at work. Dropping it leaves the builder alone; [`Building::abort`] ends it.
+#[derive(Debug)]
+pub struct Building {
+    pub(crate) id: String,
+    pub(crate) builder_pid: i32,
+    pub(crate) builder: OwnedFd,
+    pub(crate) report: OwnedFd,
+    /// The monitor's end of init's barrier; `None` for pause, which has none.
+    pub(crate) barrier: Option<OwnedFd>,
+    pub(crate) done: bool,
+}
+
+/// A process that stands at its barrier (pause: that runs).
+#[derive(Debug)]
+pub struct Built {
+    /// As the monitor's PID namespace sees it. The process is a child of the monitor.
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    /// A sandbox's; empty for containers and execs.
+    pub namespaces: PodNamespaces,
+    /// A route netlink socket in the sandbox's new network namespace.
+    pub netlink: Option<OwnedFd>,
+    pub pty_master: Option<OwnedFd>,
+    /// `None` for a sandbox.
+    pub barrier: Option<Barrier>,
+    /// Things done less well than asked (such as a clamped `oom_score_adj`).
+    pub warnings: Vec<String>,
+}
+
+impl Building {
+    /// Readable when [`Building::poll`] has something to say.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+
+    /// The builder's pid, for a monitor that reaps everything.
+    #[must_use]
+    pub fn builder_pid(&self) -> i32 {
+        self.builder_pid
+    }
+
+    /// Takes the report if it is there; never waits for one. After `Some` or an error the builder is gone and reaped.
+    pub fn poll(&mut self) -> Result<Option<Built>, Error> {
+        let mut buffer = vec![0; REPORT_LIMIT];
+        let received = match scm::try_recv(self.report.as_fd(), &mut buffer) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            other => other.map_err(|source| Error::Report {
+                id: self.id.clone(),
+                source,
+            }),
+        };
+        let end = self.finish();
+        let received = received?;
+        if received.length == 0 {
+            return Err(Error::Lost {
+                id: self.id.clone(),
+                detail: end,
+            });
+        }
+        let report = serde_json::from_slice(&buffer[..received.length]).map_err(|e| self.bad_report(e))?;
+        match report {
+            Report::Failed(Failed { message, kind, errno }) => Err(Error::Build { message, kind, errno }),
+            Report::Built { pid, slots, warnings }
+                if slots.len() == received.fds.len() && !received.truncated =>
+            {
+                self.built(pid, slots.into_iter().zip(received.fds), warnings)
+                    .map(Some)
+            }
+            Report::Built { .. } => Err(self.bad_report("descriptors are missing")),
+        }
+    }
+
+    /// Waits for the report.
+    pub fn wait(mut self) -> Result<Built, Error> {
+        loop {
+            let mut fds = [rustix::event::PollFd::new(
+                &self.report,
+                rustix::event::PollFlags::IN,
+            )];
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(e) => {
+                    return Err(Error::Report {
+                        id: self.id.clone(),
+                        source: e.into(),
+                    });
+                }
+            }
+            if let Some(built) = self.poll()? {
+                return Ok(built);
+            }
+        }
+    }
+
+    /// Kills the builder. An init that it had already cloned sees its barrier close and ends by itself; the cgroup is
+    /// left to the caller, who kills and removes it.
+    pub fn abort(mut self) {
+        let _gone = pidfd::signal(self.builder.as_fd(), libc::SIGKILL);
+        self.finish();
+    }
+
+    /// Reaps the builder, which has reported or is dying, and says how it ended.
+    fn finish(&mut self) -> String {
+        if std::mem::replace(&mut self.done, true) {
+            return "it was polled again".to_owned();
+        }
+        match pidfd::reap(self.builder.as_fd()) {
+            Ok(pidfd::Ended::Exited(code)) => format!("exit code {code}"),
+            Ok(pidfd::Ended::Signaled(signal)) => format!("killed by signal {signal}"),
+            Err(_) => "reaped by another".to_owned(),
+        }
+    }
+
+    fn built(
+        &mut self,
+        pid: i32,
+        fds: impl Iterator<Item = (Slot, OwnedFd)>,
+        warnings: Vec<String>,
+    ) -> Result<Built, Error> {
+        let mut namespaces = PodNamespaces::default();
+        let (mut init, mut netlink, mut pty_master) = (None, None, None);
+        for (slot, fd) in fds {
+            let place = match slot {
+                Slot::Init => &mut init,
+                Slot::Net => &mut namespaces.net,
+                Slot::Ipc => &mut namespaces.ipc,
+                Slot::Uts => &mut namespaces.uts,
+                Slot::Pid => &mut namespaces.pid,
+                Slot::User => &mut namespaces.user,
+                Slot::Mnt => &mut namespaces.mnt,
+                Slot::Netlink => &mut netlink,
+                Slot::Terminal => &mut pty_master,
+            };
+            *place = Some(fd);
+        }
+        Ok(Built {
+            pid,
+            pidfd: init.ok_or_else(|| self.bad_report("no pidfd"))?,
+            namespaces,
+            netlink,
+            pty_master,
+            barrier: self.barrier.take().map(Barrier::from_fd),
+            warnings,
+        })
+    }
+
+    fn bad_report(&self, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        Error::Report {
+            id: self.id.clone(),
+            source: io::Error::new(io::ErrorKind::InvalidData, why),
+        }
+    }
+}
+
+/// Why execve did not happen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ExecFailure {
+    /// What was tried and what the kernel said, such as `exec "foo": no such file in $PATH`.
+    pub message: String,
+    pub errno: i32,
+    pub kind: Kind,
+}
+
+/// The one socket between the monitor and an init: released by a byte, closed by a successful execve, and carrying the
+/// reason of a failed one. If the monitor's end is closed before [`Barrier::release`], init ends.
+#[derive(Debug)]
+pub struct Barrier {
+    socket: OwnedFd,
+}
+
+impl Barrier {
+    /// For a monitor that kept the descriptor across its own re-exec.
+    #[must_use]
+    pub fn from_fd(socket: OwnedFd) -> Self {
+        Self { socket }
+    }
+
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.socket
+    }
+
+    /// Lets init go on to execve.
+    pub fn release(&self) -> Result<(), Error> {
+        scm::send(self.socket.as_fd(), b"R", &[]).map_err(|source| Error::Release { source })
+    }
+
+    /// Readable when [`Barrier::outcome`] has an answer.
+    #[must_use]
+    pub fn status_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// `None` while init has not come to an end of it. After `Ok` execve has happened, or init was killed before it:
+    /// its exit status tells.
+    pub fn outcome(&self) -> Option<Result<(), ExecFailure>> {
+        let mut buffer = vec![0; REPORT_LIMIT];
+        let lost = |message: String, errno| ExecFailure {
+            message,
+            errno,
+            kind: Kind::Internal,
+        };
+        match scm::try_recv(self.socket.as_fd(), &mut buffer) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => None,
+            Err(e) => Some(Err(lost(
+                format!("read the exec status: {e}"),
+                e.raw_os_error().unwrap_or(0),
+            ))),
+            Ok(received) if received.length == 0 => Some(Ok(())),
+            Ok(received) => Some(Err(serde_json::from_slice(&buffer[..received.length])
+                .unwrap_or_else(|e| lost(format!("unreadable exec status: {e}"), 0)))),
+        }
+    }
+
+    /// Waits for the outcome.
+    pub fn wait(&self) -> Result<(), ExecFailure> {
+        loop {
+            let mut fds = [rustix::event::PollFd::new(
+                &self.socket,
+                rustix::event::PollFlags::IN,
+            )];
+            let _woken = rustix::event::poll(&mut fds, None);
+            if let Some(outcome) = self.outcome() {
+                return outcome;
+            }
+        }
+    }
+}

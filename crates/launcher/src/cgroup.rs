@@ -1,0 +1,166 @@
+//! The cgroup of what is being built: made, limited in two stages, and removed again if the build fails.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use holdfast_cgroups::{Cgroup, Hierarchy, Limits, Stage};
+use holdfast_sys::clone::{Child, Clone3};
+use oci_spec::runtime::LinuxResources;
+
+use crate::fault::{Context, Fault, Result, chain};
+use crate::plan::{CgroupDriver, CgroupRef};
+
+/// How long a failed build waits for its cgroup to be empty.
+const REMOVAL: Duration = Duration::from_secs(2);
+
+/// A cgroup in the making. Unless [`Place::keep`] is called it is killed and removed when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// `None`: the process stays where the builder is.
+    cgroup: Option<Cgroup>,
+    limits: Limits,
+    /// Directory of the unified hierarchy to be born in.
+    unified: Option<OwnedFd>,
+    /// Version 1 `tasks` files to join.
+    pub tasks: Vec<OwnedFd>,
+    kept: bool,
+}
+
+impl Place {
+    /// Makes the cgroup and sets the limits that may hold from the start.
+    pub fn create(
+        hierarchy: &Hierarchy,
+        place: &CgroupRef,
+        resources: Option<&LinuxResources>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self> {
+        if place.path.is_empty() {
+            return Ok(Self::none());
+        }
+        if place.driver == CgroupDriver::Systemd {
+            return Err(Fault::unsupported(
+                "cgroups made by systemd are not supported by this launcher yet",
+            ));
+        }
+        let limits = match resources {
+            Some(resources) => Limits::from_oci(resources).map_err(|e| Fault::invalid(chain(&e)))?,
+            None => Limits::default(),
+        };
+        let what = || format!("make the cgroup {}", place.path);
+        let cgroup = hierarchy.create(&place.path).at(what)?;
+        let mut out = Self::none();
+        out.cgroup = Some(cgroup.clone());
+        out.limits = limits;
+        warnings.extend(
+            cgroup
+                .apply(&out.limits, Stage::Create)
+                .at(|| format!("limit the cgroup {}", place.path))?,
+        );
+        out.open(&cgroup)?;
+        Ok(out)
+    }
+
+    /// A leaf below an existing cgroup, or that cgroup itself where `leaf` is empty.
+    pub fn below(hierarchy: &Hierarchy, place: &CgroupRef, leaf: &str) -> Result<Self> {
+        if place.path.is_empty() {
+            return Ok(Self::none());
+        }
+        let cgroup = hierarchy
+            .open(&place.path)
+            .at(|| format!("open the cgroup {}", place.path))?;
+        let mut out = Self::none();
+        if leaf.is_empty() {
+            out.kept = true;
+            out.open(&cgroup)?;
+        } else {
+            let leaf = cgroup
+                .leaf(leaf)
+                .at(|| format!("make the cgroup {leaf} below {}", place.path))?;
+            out.cgroup = Some(leaf.clone());
+            out.open(&leaf)?;
+        }
+        Ok(out)
+    }
+
+    fn none() -> Self {
+        Self {
+            cgroup: None,
+            limits: Limits::default(),
+            unified: None,
+            tasks: Vec::new(),
+            kept: false,
+        }
+    }
+
+    fn open(&mut self, cgroup: &Cgroup) -> Result<()> {
+        let what = || format!("open the cgroup {}", cgroup.path());
+        self.unified = cgroup.open_for_clone().at(what)?;
+        self.tasks = cgroup.join_fds().at(what)?;
+        Ok(())
+    }
+
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
+    /// Clones the calling process as its own sibling into the cgroup.
+    pub fn spawn(&self, namespaces: u64, child: impl FnOnce() -> i32) -> std::io::Result<Child> {
+        Clone3 {
+            namespaces,
+            sibling: true,
+            cgroup: self.unified.as_ref().map(AsFd::as_fd),
+        }
+        .spawn(child)
+    }
+
+    /// Goes elsewhere: where a container has cgroups below its own, none may be in that (EBUSY).
+    pub fn move_to(&mut self, hierarchy: &Hierarchy, pid: i32) -> Result<()> {
+        let what = || format!("find the cgroup of process {pid}");
+        let path = hierarchy.of_process(Some(pid)).at(what)?;
+        let cgroup = hierarchy.open(&path).at(what)?;
+        self.unified = cgroup.open_for_clone().at(what)?;
+        Ok(())
+    }
+
+    /// Sets the limits that must not count what the launcher does.
+    pub fn limit(&self, warnings: &mut Vec<String>) -> Result<()> {
+        let Some(cgroup) = &self.cgroup else {
+            return Ok(());
+        };
+        let more = cgroup
+            .apply(&self.limits, Stage::Barrier)
+            .at(|| format!("limit the cgroup {}", cgroup.path()))?;
+        warnings.extend(more);
+        Ok(())
+    }
+
+    /// The build has succeeded.
+    pub fn keep(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.cgroup.as_ref().filter(|_| !self.kept) {
+            // The first error is the one to tell; what stays is removed with the container's record.
+            let _ = cgroup.kill();
+            let _ = cgroup.wait_empty(REMOVAL);
+            let _ = cgroup.remove(REMOVAL);
+        }
+    }
+}
+
+/// For a failed init: ends it and waits until it has left its cgroup.
+pub(crate) fn kill_and_wait(process: BorrowedFd<'_>) {
+    let _gone = holdfast_sys::pidfd::signal(process, libc::SIGKILL);
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+        process,
+        rustix::event::PollFlags::IN,
+    )];
+    let limit = rustix::event::Timespec {
+        tv_sec: 2,
+        tv_nsec: 0,
+    };
+    let _ended = rustix::event::poll(&mut fds, Some(&limit));
+}

@@ -1,0 +1,396 @@
+//! The builder of a container: everything up to the clone of its init, and the limits at the barrier.
+//!
+//! The order matters, and each step says why; decision record 1 has it call by call.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use holdfast_sys::clone::{Child, Clone3};
+use holdfast_sys::mount::{ATTR_RDONLY, Attributes, Propagation, set_attributes};
+use holdfast_sys::{namespace, scm};
+use oci_spec::runtime::{Linux, LinuxSeccomp, Process, Spec};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::building::{Building, Made, Slot, start};
+use crate::cgroup::{Place, kill_and_wait};
+use crate::channel::listen;
+use crate::creds::Credentials;
+use crate::devices::Devices;
+use crate::error::Error;
+use crate::fault::{Context, Fault, Result, chain};
+use crate::init::{Init, become_root, close_others, pivot};
+use crate::limits::{Limits, set_oom_score};
+use crate::mounts::{Entry, Making, Placing, Prepared, make_read_only, mask};
+use crate::namespaces::{Choice, Choices, MOUNT, USER};
+use crate::overlay::Overlay;
+use crate::place::{Root, Want, attach};
+use crate::plan::{ContainerPlan, Rootfs, Stdio};
+use crate::procfs::Procfs;
+use crate::userns::Mapping;
+use crate::{staging, sysctl};
+
+/// Forks a builder that brings the container to its barrier.
+pub fn create_container(plan: ContainerPlan<'_>) -> Result<Building, Error> {
+    let building = start(plan.id, true, |barrier| build(&plan, barrier));
+    // The container's ends of its pipes are the builder's now.
+    drop(plan);
+    building
+}
+
+/// The spec, taken apart and checked, before anything is done.
+struct Parts {
+    process: Process,
+    linux: Linux,
+    credentials: Credentials,
+    limits: Limits,
+    entries: Vec<Entry>,
+    seccomp: Option<holdfast_seccomp::Program>,
+    read_only: bool,
+    warnings: Vec<String>,
+}
+
+impl Parts {
+    fn of(plan: &ContainerPlan<'_>) -> Result<Self> {
+        let spec: Spec = serde_json::from_slice(plan.spec)
+            .map_err(|e| Fault::invalid(format!("the spec of {} is unreadable: {e}", plan.name)))?;
+        let missing = |what: &str| Fault::invalid(format!("the spec of {} has no {what}", plan.name));
+        let process = spec.process().clone().ok_or_else(|| missing("process"))?;
+        let linux = spec.linux().clone().ok_or_else(|| missing("linux part"))?;
+        let mut warnings = Vec::new();
+        Ok(Self {
+            credentials: Credentials::new(&process, plan.clamp_privileges, &mut warnings)?,
+            limits: Limits::new(process.rlimits().as_deref().unwrap_or_default())?,
+            entries: Entry::parse_all(spec.mounts().as_deref().unwrap_or_default())?,
+            seccomp: compile(linux.seccomp().as_ref())?,
+            read_only: spec
+                .root()
+                .as_ref()
+                .is_some_and(|r| r.readonly().unwrap_or(false)),
+            process,
+            linux,
+            warnings,
+        })
+    }
+}
+
+pub(crate) fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<holdfast_seccomp::Program>> {
+    profile
+        .map(|profile| holdfast_seccomp::compile(profile, holdfast_seccomp::Machine::NATIVE))
+        .transpose()
+        .map_err(|e| Fault::invalid(format!("compile the seccomp profile: {}", chain(&e))))
+}
+
+fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let proc = Procfs::of_host()?;
+    let mut parts = Parts::of(plan)?;
+    let linux = &parts.linux;
+    let pod = plan.namespaces;
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    let choices = Choices::resolve(namespaces, pod, plan.target, &proc)?;
+    let mapping = match &pod.user {
+        Some(user) => Some(Mapping::new(
+            user.as_fd(),
+            linux.uid_mappings().as_ref(),
+            linux.gid_mappings().as_ref(),
+        )?),
+        None => None,
+    };
+    let console = matches!(plan.stdio, Stdio::Terminal { .. });
+    let devices = Devices::new(
+        linux.devices().as_deref().unwrap_or_default(),
+        console,
+        mapping.as_ref(),
+    )?;
+    // The cgroup is there before the mounts: what the container sees at /sys/fs/cgroup is cloned from it.
+    let resources = linux.resources().as_ref();
+    let mut place = Place::create(plan.hierarchy, &plan.cgroup, resources, &mut parts.warnings)?;
+
+    // What lies on the host is opened in the host's mount namespace.
+    let root = open_rootfs(&plan.rootfs, &proc, mapping.as_ref())?;
+    let making = Making {
+        mapping: mapping.as_ref(),
+        cgroup: place.cgroup(),
+        private_cgroups: matches!(choices.cgroup, Choice::New),
+        proc: &proc,
+        pod_shm: pod.ipc.is_some(),
+    };
+    let mut prepared = making.of_host(std::mem::take(&mut parts.entries))?;
+    let whole_proc = mapping.is_some().then(Procfs::of_host).transpose()?;
+    if let Some(score) = parts.process.oom_score_adj() {
+        set_oom_score(score, plan.clamp_privileges, &proc, &mut parts.warnings)?;
+    }
+    parts.limits.prepare(plan.clamp_privileges, &mut parts.warnings)?;
+
+    // From here on in the pod's namespaces, and in a copy of pause's tiny mount namespace.
+    choices.enter()?;
+    let mnt = pod
+        .mnt
+        .as_ref()
+        .ok_or_else(|| Fault::invalid("the pod's mount namespace is not open"))?;
+    namespace::join(mnt.as_fd(), MOUNT).at(|| "join the pod's mount namespace")?;
+    namespace::unshare(MOUNT).at(|| "make a mount namespace")?;
+    let base = staging::root()?;
+    let shm = || {
+        let shm = staging::open(base.as_fd(), staging::SHM)?;
+        staging::clone_tree(shm.as_fd(), false).at(|| "clone the pod's /dev/shm")
+    };
+    making.of_pod(&mut prepared, shm)?;
+    let at = staging::open(base.as_fd(), staging::ROOT)?;
+    attach(root.as_fd(), at.as_fd()).at(|| "attach the container's root")?;
+    if let Some(whole) = &whole_proc {
+        let at = staging::open(base.as_fd(), staging::PROC)?;
+        attach(whole.as_fd(), at.as_fd()).at(|| "attach the host's /proc")?;
+    }
+    let placing = Placing {
+        root: Root {
+            fd: root.as_fd(),
+            owner: mapping.as_ref().map_or((0, 0), Mapping::root),
+        },
+        devices: &devices,
+    };
+    devices.make_elsewhere(placing.root)?;
+    let later = placing.place(prepared)?;
+
+    let (ours, theirs) = scm::pair().at(|| "make a socket pair")?;
+    let entering = Entering {
+        parts: &parts,
+        choices: &choices,
+        later: &later,
+        devices: &devices,
+        in_user_namespace: mapping.is_some(),
+    };
+    let init = Init {
+        process: &parts.process,
+        credentials: &parts.credentials,
+        limits: &parts.limits,
+        seccomp: parts.seccomp.as_ref(),
+        stdio: &plan.stdio,
+        console,
+        tasks: &place.tasks,
+        proc: &proc,
+        builder: &theirs,
+        barrier,
+    };
+    let run = || {
+        let mut keep = init.descriptors();
+        keep.extend(entering.descriptors());
+        keep.push(pod.user.as_ref().map_or(proc.as_fd(), AsFd::as_fd));
+        match close_others(&keep) {
+            Ok(()) => init.run(|_| entering.enter()),
+            Err(_) => 1,
+        }
+    };
+    let child = match &pod.user {
+        None => {
+            let flags = choices.enter_pid()?;
+            place.spawn(flags, run).at(|| "clone the container's init")?
+        }
+        Some(user) => spawn_in(user.as_fd(), &choices, &place, run)?,
+    };
+    drop(theirs);
+    let heard = listen(ours.as_fd(), child.pidfd.as_fd(), "the container's init")
+        .and_then(|heard| place.limit(&mut parts.warnings).map(|()| heard));
+    let (more, terminal) = heard.inspect_err(|_| kill_and_wait(child.pidfd.as_fd()))?;
+    place.keep();
+    let mut fds = vec![(Slot::Init, child.pidfd)];
+    fds.extend(terminal.map(|fd| (Slot::Terminal, fd)));
+    parts.warnings.extend(more);
+    Ok(Made {
+        pid: child.pid,
+        fds,
+        warnings: parts.warnings,
+    })
+}
+
+/// The root file system as a detached mount.
+fn open_rootfs(rootfs: &Rootfs, proc: &Procfs, mapping: Option<&Mapping<'_>>) -> Result<OwnedFd> {
+    match rootfs {
+        Rootfs::Overlay {
+            lowers,
+            upper,
+            work,
+            options,
+        } => Overlay {
+            lowers,
+            upper,
+            work,
+            options,
+        }
+        .mount(proc, mapping),
+        Rootfs::Bind { source } => {
+            let what = || format!("open the root file system {}", source.display());
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_RECURSIVE;
+            let clone = open_tree(CWD, source, flags).at(what)?;
+            let attributes = Attributes {
+                propagation: Propagation::Private,
+                recursive: true,
+                ..Attributes::default()
+            };
+            set_attributes(clone.as_fd(), attributes).at(what)?;
+            Ok(clone)
+        }
+    }
+}
+
+/// Clones init as a child of the user namespace's root, so that its PID namespace belongs to that: by way of a sibling,
+/// since the builder could not come back from there to write limits.
+fn spawn_in(
+    user: BorrowedFd<'_>,
+    choices: &Choices,
+    place: &Place,
+    run: impl FnOnce() -> i32,
+) -> Result<Child> {
+    let step = || {
+        let flags = choices.enter_pid()?;
+        namespace::join(user, USER).at(|| "join the pod's user namespace")?;
+        place.spawn(flags, run).at(|| "clone the container's init")
+    };
+    by_stepper(step).map(|(child, _)| child)
+}
+
+/// Runs `step`, which clones a process, in a sibling of the caller, and brings back what it made.
+pub(crate) fn by_stepper<T: Into<Stepped>>(
+    step: impl FnOnce() -> Result<T>,
+) -> Result<(Child, Option<OwnedFd>)> {
+    let (ours, theirs) = scm::pair().at(|| "make a socket pair")?;
+    let stepper = Clone3 {
+        sibling: true,
+        ..Clone3::default()
+    };
+    let stepper = stepper
+        .spawn(|| match step().map(Into::into) {
+            Ok(Stepped { child, more }) => {
+                let mut fds = vec![child.pidfd.as_fd()];
+                fds.extend(more.as_ref().map(AsFd::as_fd));
+                let word = crate::channel::Word::Ready {
+                    warnings: vec![child.pid.to_string()],
+                };
+                crate::channel::say(theirs.as_fd(), &word, &fds).map_or(1, |()| 0)
+            }
+            Err(fault) => {
+                let word = crate::channel::Word::Failed(fault.into());
+                crate::channel::say(theirs.as_fd(), &word, &[]).map_or(1, |()| 0)
+            }
+        })
+        .at(|| "clone a step into the user namespace")?;
+    drop(theirs);
+    let (words, fds) = crate::channel::listen_all(ours.as_fd(), stepper.pidfd.as_fd(), "the step")?;
+    let mut fds = fds.into_iter();
+    let pid = words.first().and_then(|w| w.parse().ok());
+    match (pid, fds.next()) {
+        (Some(pid), Some(pidfd)) => Ok((Child { pid, pidfd }, fds.next())),
+        _ => Err(Fault::invalid("the step into the user namespace sent no process")),
+    }
+}
+
+/// What a step made: a process, and perhaps a socket.
+pub(crate) struct Stepped {
+    pub child: Child,
+    pub more: Option<OwnedFd>,
+}
+
+impl From<Child> for Stepped {
+    fn from(child: Child) -> Self {
+        Self { child, more: None }
+    }
+}
+
+/// Init's way into its root.
+struct Entering<'a> {
+    parts: &'a Parts,
+    choices: &'a Choices,
+    later: &'a [Prepared],
+    devices: &'a Devices,
+    in_user_namespace: bool,
+}
+
+impl Entering<'_> {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut fds: Vec<_> = self
+            .later
+            .iter()
+            .filter_map(|p| p.mount.as_ref())
+            .map(AsFd::as_fd)
+            .collect();
+        if let Choice::Join(fd) = &self.choices.cgroup {
+            fds.push(fd.as_fd());
+        }
+        fds
+    }
+
+    fn enter(&self) -> Result<()> {
+        self.choices.enter_cgroup()?;
+        if self.in_user_namespace {
+            become_root()?;
+            // A copy that belongs to the user namespace: its mounts are locked to what the host has made of them.
+            namespace::unshare(MOUNT).at(|| "make the user namespace's mount namespace")?;
+        }
+        let base = staging::root()?;
+        let mut root = staging::open(base.as_fd(), staging::ROOT)?;
+        if self.in_user_namespace {
+            // A locked mount cannot become the root: its clone can.
+            let clone = staging::clone_tree(root.as_fd(), true).at(|| "clone the root")?;
+            attach(clone.as_fd(), root.as_fd()).at(|| "attach the clone of the root")?;
+            root = clone;
+        }
+        let placing = Placing {
+            root: Root {
+                fd: root.as_fd(),
+                owner: (0, 0),
+            },
+            devices: self.devices,
+        };
+        for prepared in self.later {
+            placing.place_one(prepared)?;
+        }
+        if let Some(sysctls) = self.parts.linux.sysctl().as_ref().filter(|s| !s.is_empty()) {
+            sysctl::apply(sysctls, self.own_namespaces(), &Procfs::new_instance()?)?;
+        }
+        let linux = &self.parts.linux;
+        let masked = linux.masked_paths().as_deref().unwrap_or_default();
+        if !masked.is_empty() {
+            let empty = staging::open(base.as_fd(), staging::EMPTY)?;
+            let null = staging::open(base.as_fd(), staging::NULL)?;
+            mask(placing.root, masked, empty.as_fd(), null.as_fd())?;
+        }
+        make_read_only(
+            placing.root,
+            linux.readonly_paths().as_deref().unwrap_or_default(),
+        )?;
+        self.finish_root(placing.root)?;
+        pivot(root.as_fd())
+    }
+
+    /// What the root lacks is made before it becomes read-only.
+    fn finish_root(&self, root: Root<'_>) -> Result<()> {
+        let cwd = self.parts.process.cwd();
+        if cwd.is_absolute() && cwd.parent().is_some() {
+            root.ensure(cwd, Want::Directory)?;
+        }
+        let propagation = match self.parts.linux.rootfs_propagation().as_deref() {
+            Some("shared" | "rshared") => Propagation::Shared,
+            _ => Propagation::Unchanged,
+        };
+        let attributes = Attributes {
+            set: if self.parts.read_only { ATTR_RDONLY } else { 0 },
+            propagation,
+            ..Attributes::default()
+        };
+        set_attributes(root.fd, attributes).at(|| "set the flags of the root")
+    }
+
+    fn own_namespaces(&self) -> u64 {
+        use holdfast_sys::clone::{NEWIPC, NEWNET, NEWUTS};
+        let list = [
+            (&self.choices.net, NEWNET),
+            (&self.choices.ipc, NEWIPC),
+            (&self.choices.uts, NEWUTS),
+        ];
+        list.iter()
+            .filter(|(choice, _)| !matches!(choice, Choice::Host))
+            .fold(0, |all, (_, flag)| all | flag)
+    }
+}

@@ -1,0 +1,262 @@
+//! Who the process becomes: ids, groups, capabilities, no_new_privs, labels.
+
+use holdfast_sys::process::{self, Control};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+use crate::fault::{Context, Fault, Result};
+
+/// Names in the order of their numbers (capabilities(7), linux/capability.h).
+const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+/// Ids at and above this do not exist (CRI: int64 that must fit; 2^32 - 1 is "no id").
+const ID_LIMIT: u32 = 1 << 31;
+/// NGROUPS_MAX.
+const GROUP_LIMIT: usize = 65536;
+
+/// Five sets, as bits by number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Caps {
+    pub bounding: u64,
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
+}
+
+/// Everything that [`Credentials::assume`] sets.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    pub uid: u32,
+    pub gid: u32,
+    groups: Vec<u32>,
+    umask: Option<u32>,
+    pub caps: Caps,
+    pub no_new_privs: bool,
+}
+
+impl Credentials {
+    /// Reads the spec. With `clamp` what we do not hold ourselves is left out, with a warning.
+    pub fn new(process: &Process, clamp: bool, warnings: &mut Vec<String>) -> Result<Self> {
+        let user = process.user();
+        let groups = user.additional_gids().clone().unwrap_or_default();
+        if groups.len() > GROUP_LIMIT {
+            return Err(Fault::invalid(format!("{} groups are too many", groups.len())));
+        }
+        for id in groups.iter().chain([&user.uid(), &user.gid()]) {
+            if *id >= ID_LIMIT {
+                return Err(Fault::invalid(format!(
+                    "the user or group id {id} is out of range"
+                )));
+            }
+        }
+        let mut caps = process
+            .capabilities()
+            .as_ref()
+            .map(Caps::of_spec)
+            .unwrap_or_default();
+        let held = capabilities(None).at(|| "read our own capabilities")?.permitted;
+        caps.limit(held.bits(), clamp, warnings)?;
+        Ok(Self {
+            uid: user.uid(),
+            gid: user.gid(),
+            groups,
+            umask: user.umask(),
+            caps,
+            no_new_privs: process.no_new_privileges().unwrap_or(false),
+        })
+    }
+
+    /// Becomes the user, with these capabilities and no more. Everything else that needs privileges was done before;
+    /// installing a seccomp filter without no_new_privs is `seccomp`'s concern, called where it still may.
+    pub fn assume(&self, seccomp: impl FnOnce() -> Result<()>) -> Result<()> {
+        let drop_bounding = || {
+            (0..64u32)
+                .filter(|n| self.caps.bounding & (1 << n) == 0)
+                .try_for_each(|n| match process::control(Control::DropBounding(n)) {
+                    // Numbers that this kernel does not have yet.
+                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+                    other => other,
+                })
+        };
+        let mut seccomp = Some(seccomp);
+        if !self.no_new_privs
+            && let Some(install) = seccomp.take()
+        {
+            install()?;
+        }
+        drop_bounding().at(|| "drop capabilities from the bounding set")?;
+        process::control(Control::KeepCapabilities(true)).at(|| "keep capabilities")?;
+        process::set_ids(self.uid, self.gid, &self.groups)
+            .at(|| format!("become user {} and group {}", self.uid, self.gid))?;
+        process::control(Control::KeepCapabilities(false)).at(|| "keep capabilities")?;
+        if let Some(umask) = self.umask {
+            rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask & 0o777));
+        }
+        self.set_capabilities()?;
+        if self.no_new_privs {
+            process::control(Control::NoNewPrivs).at(|| "set no_new_privs")?;
+        }
+        match seccomp {
+            Some(install) => install(),
+            None => Ok(()),
+        }
+    }
+
+    fn set_capabilities(&self) -> Result<()> {
+        let sets = CapabilitySets {
+            effective: CapabilitySet::from_bits_retain(self.caps.effective),
+            permitted: CapabilitySet::from_bits_retain(self.caps.permitted),
+            inheritable: CapabilitySet::from_bits_retain(self.caps.inheritable),
+        };
+        set_capabilities(None, sets).at(|| "set capabilities")?;
+        process::control(Control::ClearAmbient).at(|| "clear ambient capabilities")?;
+        (0..64u32)
+            .filter(|n| self.caps.ambient & (1 << n) != 0)
+            .try_for_each(|n| process::control(Control::RaiseAmbient(n)))
+            .at(|| "raise ambient capabilities")
+    }
+}
+
+impl Caps {
+    fn of_spec(spec: &LinuxCapabilities) -> Self {
+        let bits =
+            |set: &Option<Capabilities>| set.iter().flatten().map(number).fold(0, |all, n| all | 1 << n);
+        Self {
+            bounding: bits(spec.bounding()),
+            effective: bits(spec.effective()),
+            permitted: bits(spec.permitted()),
+            inheritable: bits(spec.inheritable()),
+            ambient: bits(spec.ambient()),
+        }
+    }
+
+    /// Nobody can be given what we do not have.
+    fn limit(&mut self, held: u64, clamp: bool, warnings: &mut Vec<String>) -> Result<()> {
+        let asked = self.bounding | self.effective | self.permitted | self.inheritable;
+        let missing = asked & !held;
+        if missing != 0 {
+            let names: Vec<String> = (0..64u32)
+                .filter(|n| missing & (1 << n) != 0)
+                .map(|n| {
+                    NAMES
+                        .get(n as usize)
+                        .map_or_else(|| n.to_string(), |s| format!("CAP_{s}"))
+                })
+                .collect();
+            let text = format!(
+                "capabilities that the runtime does not hold itself: {}",
+                names.join(", ")
+            );
+            if !clamp {
+                return Err(Fault::unsupported(format!("asked for {text}")));
+            }
+            warnings.push(format!("left out {text}"));
+        }
+        self.bounding &= held;
+        self.permitted &= held;
+        self.effective &= self.permitted;
+        self.inheritable &= held;
+        // The kernel's rule: ambient is within both.
+        self.ambient &= self.permitted & self.inheritable;
+        Ok(())
+    }
+}
+
+fn number(cap: &Capability) -> u32 {
+    let name = cap.to_string();
+    NAMES.iter().position(|n| *n == name).map_or(63, |n| n as u32) // unknown: a bit that no kernel has, and that nobody holds
+}
+
+/// Asks for AppArmor's or SELinux's label on the next execve. `proc` is a procfs that shows the caller.
+pub(crate) fn label(process: &Process, proc: &crate::procfs::Procfs) -> Result<()> {
+    if let Some(profile) = process.apparmor_profile().as_deref().filter(|p| !p.is_empty()) {
+        let value = format!("exec {profile}");
+        proc.write("thread-self/attr/apparmor/exec", value.as_bytes())
+            .or_else(|_| proc.write("thread-self/attr/exec", value.as_bytes()))
+            .at(|| format!("ask for the AppArmor profile {profile}"))?;
+    }
+    if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
+        proc.write("thread-self/attr/exec", label.as_bytes())
+            .at(|| format!("ask for the SELinux label {label}"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_the_kernels() {
+        assert_eq!(number(&Capability::Chown), 0);
+        assert_eq!(number(&Capability::SysAdmin), 21);
+        assert_eq!(number(&Capability::CheckpointRestore), 40);
+    }
+
+    #[test]
+    fn what_is_not_held_is_clamped_or_refused() {
+        let asked = Caps {
+            bounding: 0b111,
+            effective: 0b101,
+            permitted: 0b101,
+            inheritable: 0b100,
+            ambient: 0b101,
+        };
+        let mut warnings = Vec::new();
+        let mut caps = asked;
+        caps.limit(0b110, true, &mut warnings)
+            .unwrap_or_else(|f| panic!("{}", f.message));
+        assert_eq!(
+            (caps.bounding, caps.effective, caps.ambient),
+            (0b110, 0b100, 0b100)
+        );
+        assert_eq!(
+            warnings,
+            ["left out capabilities that the runtime does not hold itself: CAP_CHOWN"]
+        );
+        let mut caps = asked;
+        assert!(caps.limit(0b110, false, &mut warnings).is_err());
+    }
+}
