@@ -1,0 +1,89 @@
+# holdfast. `make run` shows a pod; `make test` runs every test; `make help` lists the rest.
+#
+# Three kinds of binary, three cargo calls (cargo never runs inside a build script here):
+#   holdfast          the daemon and the operator's commands: an ordinary release build
+#   holdfast-monitor  one process a pod: static (+crt-static), optimised for size (profile `monitor`)
+#   holdfast-pause    the sandbox's init: no_std, linked by hand, a workspace of its own
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export CARGO_TARGET_DIR := $(TARGET)
+# Binaries that belong together lie side by side: the daemon finds its helpers beside its own executable.
+RELEASE := $(TARGET)/bin
+TEST := $(TARGET)/test-bin
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+.PHONY: deps deps-test
+deps:
+	@hack/deps build
+deps-test:
+	@hack/deps test
+
+.PHONY: build monitor pause
+build: deps monitor pause ## the three binaries, in target/bin
+	$(CARGO) build --locked --release -p holdfast --bin holdfast
+	install -D -t $(RELEASE) $(TARGET)/release/holdfast $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
+
+monitor:
+	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --profile monitor --target $(HOST) -p holdfast-monitor --bin holdfast-monitor
+	install -D -t $(TARGET)/helpers $(TARGET)/$(HOST)/monitor/holdfast-monitor
+
+pause:
+	CARGO_TARGET_DIR=$(TARGET)/pause $(CARGO) rustc --manifest-path crates/pause/Cargo.toml --locked --release --bin holdfast-pause -- \
+	  -C panic=abort -C relocation-model=static \
+	  -C link-arg=-nostartfiles -C link-arg=-nostdlib -C link-arg=-static -C link-arg=-no-pie \
+	  -C link-arg=-Wl,--build-id=none -C link-arg=-Wl,-z,norelro -C link-arg=-Wl,-z,noseparate-code
+	install -D -t $(TARGET)/helpers $(TARGET)/pause/release/holdfast-pause
+
+.PHONY: run
+run: build ## start the server in a scratch directory, run a pod, show it, clean up (root)
+	BIN=$(RELEASE) hack/run
+
+.PHONY: test-build
+test-build: deps-test monitor pause
+	$(CARGO) build --locked -p holdfast -p holdfast-conformance --bins
+	install -D -t $(TEST) $(TARGET)/debug/holdfast $(TARGET)/debug/holdfast-conformance $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
+
+.PHONY: test unit conformance lint
+test: deps-test lint test-build unit conformance test-vm ## everything that has to pass: lints, tests, conformance, the virtual machines (root)
+
+unit: test-build ## unit and privileged tests, in a mount namespace of their own (root)
+	HOLDFAST_HELPERS=$(TEST) HOLDFAST_PAUSE=$(TEST)/holdfast-pause unshare --mount --propagation slave $(CARGO) nextest run --locked --workspace --no-fail-fast $(NEXTEST)
+
+conformance: test-build ## drive the CRI socket with real images; PEER=containerd drives Debian's containerd instead (root)
+	BIN=$(TEST) PEER="$(PEER)" hack/conformance $(ARGS)
+
+lint: deps-test ## formatting, clippy, licences, and this repository's own rules
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
+	$(CARGO) deny --log-level error check licenses bans sources
+	$(CARGO) run --locked --quiet -p holdfast-tidy
+
+.PHONY: test-vm vm-deps
+vm-deps:
+	@hack/vm/vm deps
+test-vm: vm-deps monitor pause ## the launcher's and the life cycle's tests on kernels 6.12 and 6.1 with cgroup v2
+	hack/vm/test trixie mini
+	hack/vm/test bookworm mini
+
+.PHONY: bench
+bench: build ## print the figures of README.md; PEER=containerd measures Debian's containerd and runc beside
+	$(CARGO) build --locked --release -p holdfast-conformance --bin holdfast-bench
+	install -D -t $(RELEASE) $(TARGET)/release/holdfast-bench
+	BIN=$(RELEASE) PEER="$(PEER)" hack/bench $(ARGS)
+
+DESTDIR ?=
+.PHONY: install clean
+install: ## install into $(DESTDIR)/usr
+	install -D -m 755 $(RELEASE)/holdfast $(DESTDIR)/usr/bin/holdfast
+	install -D -m 755 -t $(DESTDIR)/usr/libexec/holdfast $(RELEASE)/holdfast-monitor $(RELEASE)/holdfast-pause
+
+clean: ## remove what was built
+	rm -rf $(TARGET)
