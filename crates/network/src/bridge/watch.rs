@@ -94,7 +94,7 @@ pub(crate) fn start(vanishing: Vanishing, jobs: mpsc::WeakSender<Job>) -> Result
                     Ok(()) => {}
                     Err(Error::Stopped) => {}
                     Err(error) => {
-                        error!(sandbox = %id, %error, "cannot free the addresses of a stopped pod yet")
+                        error!(sandbox = %id, %error, "cannot free the addresses of a stopped pod yet");
                     }
                 });
                 if jobs.send(job).await.is_err() {

@@ -174,7 +174,7 @@ fn announce(selected: &Selected) {
     match selected {
         Selected::Builtin => info!("no cni configuration: the built-in bridge network is used"),
         Selected::Broken { path, reason } => {
-            warn!(path = %path.display(), %reason, "cni configuration cannot be used")
+            warn!(path = %path.display(), %reason, "cni configuration cannot be used");
         }
         Selected::Network(list) => {
             info!(network = %list.name, path = %list.path.display(), version = %list.version, "cni network configured");

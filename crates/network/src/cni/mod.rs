@@ -342,3 +342,53 @@ fn is_namespace(path: &Path) -> bool {
     const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     rustix::fs::statfs(path).is_ok_and(|s| s.f_type == NSFS_MAGIC)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::types::{Bandwidth, Dns, PortMapping, Protocol};
+
+    #[test]
+    fn capabilities_have_the_form_of_the_conventions() {
+        let pod = PodNetwork {
+            sandbox_id: "a".repeat(64),
+            name: "p".into(),
+            namespace: "n".into(),
+            uid: "u".into(),
+            netns: std::fs::File::open("/dev/null").unwrap().into(),
+            netns_path: None,
+            netlink: None,
+            port_mappings: [0, 80]
+                .map(|host_port| PortMapping {
+                    host_ip: Some([127, 0, 0, 1].into()),
+                    host_port,
+                    container_port: 8080,
+                    protocol: Protocol::Sctp,
+                })
+                .to_vec(),
+            dns: Dns {
+                servers: vec!["10.0.0.10".into()],
+                searches: vec!["x".into()],
+                options: Vec::new(),
+            },
+            bandwidth: Some(Bandwidth {
+                ingress: None,
+                egress: Some(5),
+            }),
+            ips: vec!["10.0.0.5/24".into()],
+            mac: Some("02:00:00:00:00:01".into()),
+            cgroup_path: None,
+            annotations: BTreeMap::new(),
+        };
+        let expect = json!({
+            "portMappings": [
+                {"hostPort": 80, "containerPort": 8080, "protocol": "sctp", "hostIP": "127.0.0.1"}],
+            "bandwidth": {"egressRate": 5, "egressBurst": i32::MAX},
+            "dns": {"servers": ["10.0.0.10"], "searches": ["x"], "options": []},
+            "ips": ["10.0.0.5/24"],
+            "mac": "02:00:00:00:00:01",
+        });
+        assert_eq!(json!(capabilities(&pod)), expect);
+    }
+}

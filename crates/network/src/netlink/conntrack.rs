@@ -42,7 +42,7 @@ impl Socket {
                     || {
                         let mut batch = Batch::default();
                         batch.push(GET, NLM_F_DUMP, "cannot list conntrack entries", |out| {
-                            filter(out, family, port)
+                            filter(out, family, port);
                         });
                         batch
                     },

@@ -102,7 +102,7 @@ impl Transaction {
     pub(crate) fn new(table: &'static str) -> Self {
         let mut batch = Batch::default();
         batch.push(BATCH_BEGIN, 0, "cannot begin an nftables transaction", |out| {
-            head(out, 0, SUBSYSTEM)
+            head(out, 0, SUBSYSTEM);
         });
         Self { batch, table }
     }
@@ -239,7 +239,7 @@ impl Transaction {
         self.batch.ask_ack();
         self.batch
             .push(BATCH_END, 0, "cannot commit an nftables transaction", |out| {
-                head(out, 0, SUBSYSTEM)
+                head(out, 0, SUBSYSTEM);
             });
         socket.execute(self.batch)
     }
@@ -406,7 +406,7 @@ impl Socket {
     pub(crate) fn nft_generation(&mut self) -> Result<u32> {
         let mut batch = Batch::default();
         batch.push(GETGEN, 0, "cannot read the generation of nftables", |out| {
-            head(out, 0, 0)
+            head(out, 0, 0);
         });
         self.get(batch, |_, payload| {
             let attributes = payload.get(4..).unwrap_or_default();
