@@ -87,20 +87,20 @@ impl BridgeConfig {
         if self.ipv4.is_none() && self.ipv6.is_none() {
             return bad("the bridge has neither an IPv4 nor an IPv6 subnet".into());
         }
-        if let Some(subnet) = self.ipv4 {
-            if !subnet.addr.is_ipv4() || !(8..=29).contains(&subnet.prefix) {
-                return bad(format!("{subnet} is not an IPv4 subnet between /8 and /29"));
-            }
+        if let Some(subnet) = self.ipv4
+            && (!subnet.addr.is_ipv4() || !(8..=29).contains(&subnet.prefix))
+        {
+            return bad(format!("{subnet} is not an IPv4 subnet between /8 and /29"));
         }
-        if let Some(subnet) = self.ipv6 {
-            if !subnet.addr.is_ipv6() || !(48..=125).contains(&subnet.prefix) {
-                return bad(format!("{subnet} is not an IPv6 subnet between /48 and /125"));
-            }
+        if let Some(subnet) = self.ipv6
+            && (!subnet.addr.is_ipv6() || !(48..=125).contains(&subnet.prefix))
+        {
+            return bad(format!("{subnet} is not an IPv6 subnet between /48 and /125"));
         }
-        if let Some(mtu) = self.mtu {
-            if !(1280..=65535).contains(&mtu) {
-                return bad(format!("bridge mtu {mtu} is not between 1280 and 65535"));
-            }
+        if let Some(mtu) = self.mtu
+            && !(1280..=65535).contains(&mtu)
+        {
+            return bad(format!("bridge mtu {mtu} is not between 1280 and 65535"));
         }
         Ok(())
     }

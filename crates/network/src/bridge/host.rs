@@ -119,10 +119,11 @@ fn keep_router_advertisements() {
             continue;
         }
         let value = |key: &str| std::fs::read_to_string(link.path().join(key)).unwrap_or_default();
-        if value("accept_ra").trim() == "1" && value("forwarding").trim() == "0" {
-            if let Err(error) = set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "2") {
-                warn!(link = %name, %error, "the interface may lose routes that it learned from its router");
-            }
+        if value("accept_ra").trim() == "1"
+            && value("forwarding").trim() == "0"
+            && let Err(error) = set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "2")
+        {
+            warn!(link = %name, %error, "the interface may lose routes that it learned from its router");
         }
     }
 }
