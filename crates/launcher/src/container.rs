@@ -18,12 +18,12 @@ use crate::creds::Credentials;
 use crate::devices::Devices;
 use crate::error::Error;
 use crate::fault::{Context, Fault, Result, chain};
-use crate::init::{Init, become_root, close_others, pivot};
+use crate::init::{Init, become_root, close_others, ensure_working_directory, pivot};
 use crate::limits::{Limits, set_oom_score};
 use crate::mounts::{Entry, Making, Placing, Prepared, make_read_only, mask};
 use crate::namespaces::{Choice, Choices, MOUNT, USER};
 use crate::overlay::Overlay;
-use crate::place::{Root, Want, attach};
+use crate::place::{Root, attach};
 use crate::plan::{ContainerPlan, Rootfs, Stdio};
 use crate::procfs::Procfs;
 use crate::userns::Mapping;
@@ -366,10 +366,7 @@ impl Entering<'_> {
 
     /// What the root lacks is made before it becomes read-only.
     fn finish_root(&self, root: Root<'_>) -> Result<()> {
-        let cwd = self.parts.process.cwd();
-        if cwd.is_absolute() && cwd.parent().is_some() {
-            root.ensure(cwd, Want::Directory)?;
-        }
+        ensure_working_directory(root, self.parts.process.cwd())?;
         let propagation = match self.parts.linux.rootfs_propagation().as_deref() {
             Some("shared" | "rshared") => Propagation::Shared,
             _ => Propagation::Unchanged,

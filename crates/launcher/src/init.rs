@@ -111,8 +111,8 @@ impl Init<'_> {
             Stdio::Terminal { size } => Some(open_terminal(root, *size)?),
             Stdio::Pipes { .. } => None,
         };
-        if let Some((_, peer)) = terminal.as_ref().filter(|_| self.console) {
-            bind_console(peer.as_fd())?;
+        if let Some((master, _)) = terminal.as_ref().filter(|_| self.console) {
+            bind_console(master.as_fd())?;
         }
         self.change_directory(root)?;
         let home = home_of(self.credentials.uid, root);
@@ -144,24 +144,11 @@ impl Init<'_> {
         })
     }
 
-    /// The working directory is made where the image lacks it, and must be inside the root (CVE-2024-21626).
+    /// The working directory must be inside the root (CVE-2024-21626).
     fn change_directory(&self, root: Root<'_>) -> Result<()> {
         let cwd = self.process.cwd();
-        if !cwd.is_absolute() {
-            return Err(Fault::invalid(format!(
-                "the working directory {:?} is not an absolute path",
-                cwd.display().to_string()
-            )));
-        }
         let what = || format!("change to the working directory {}", cwd.display());
-        let dir = if cwd.parent().is_none() {
-            root.find(Path::new("/")).at(what)?
-        } else {
-            root.ensure(cwd, Want::Directory).map_err(|mut fault| {
-                fault.message = format!("{}: {}", what(), fault.message);
-                fault.kind(Kind::Invalid)
-            })?
-        };
+        let dir = ensure_working_directory(root, cwd)?;
         rustix::process::fchdir(&dir).at(what)?;
         let is_inside =
             rustix::process::getcwd(Vec::new()).is_ok_and(|path| path.as_bytes().first() == Some(&b'/'));
@@ -215,6 +202,24 @@ impl Init<'_> {
     }
 }
 
+/// Finds the working directory, or makes it where the image lacks it.
+pub(crate) fn ensure_working_directory(root: Root<'_>, cwd: &Path) -> Result<OwnedFd> {
+    let what = || format!("change to the working directory {}", cwd.display());
+    if !cwd.is_absolute() {
+        return Err(Fault::invalid(format!(
+            "the working directory {:?} is not an absolute path",
+            cwd.display().to_string()
+        )));
+    }
+    if cwd.parent().is_none() {
+        return root.find(cwd).at(what);
+    }
+    root.ensure(cwd, Want::Directory).map_err(|mut fault| {
+        fault.message = format!("{}: {}", what(), fault.message);
+        fault.kind(Kind::Invalid)
+    })
+}
+
 fn open_null(root: Root<'_>) -> Result<OwnedFd> {
     let null = root
         .open(Path::new("/dev/null"), OFlags::RDWR | OFlags::NOCTTY)
@@ -254,10 +259,10 @@ fn open_terminal(root: Root<'_>, size: Option<WindowSize>) -> Result<(OwnedFd, O
     Ok((master, peer))
 }
 
-/// Binds the terminal at /dev/console, where that is a file of ours. Called with `/` the container's.
-fn bind_console(terminal: BorrowedFd<'_>) -> Result<()> {
+/// Binds the terminal with this master at /dev/console, where that is a file of ours. Called with `/` the container's.
+fn bind_console(master: BorrowedFd<'_>) -> Result<()> {
     let what = || "bind the terminal at /dev/console";
-    let name = rustix::pty::ptsname(terminal, Vec::new()).at(what)?;
+    let name = rustix::pty::ptsname(master, Vec::new()).at(what)?;
     let root = staging::root()?;
     let root = Root {
         fd: root.as_fd(),

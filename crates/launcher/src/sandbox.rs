@@ -131,6 +131,10 @@ fn pause_id(uids: &[IdMap], gids: &[IdMap]) -> u32 {
 struct Stage<'a> {
     plan: &'a SandboxPlan<'a>,
     proc: &'a Procfs,
+    pause: &'a Pause,
+    in_user_namespace: bool,
+    /// The namespaces that are the pod's own, as clone flags.
+    own: u64,
 }
 
 impl Stage<'_> {
@@ -142,17 +146,31 @@ impl Stage<'_> {
         user: Option<&OwnedFd>,
         status: &OwnedFd,
     ) -> Result<Stepped> {
-        let stage = Stage { plan, proc };
+        let own = [
+            (plan.new_net, NEWNET),
+            (plan.new_ipc, NEWIPC),
+            (plan.new_uts, NEWUTS),
+        ]
+        .iter()
+        .filter(|(new, _)| *new)
+        .fold(0, |all, (_, flag)| all | flag);
+        let stage = Stage {
+            plan,
+            proc,
+            pause,
+            in_user_namespace: user.is_some(),
+            own,
+        };
         stage.change_root()?;
         if let Some(user) = user {
+            // Still as the host's root, if without its capabilities: else the cgroup would refuse the clone.
             namespace::join(user.as_fd(), USER).at(|| "join the pod's user namespace")?;
-            become_root()?;
         }
         let netlink = stage.make_namespaces()?;
         let flags = if plan.new_pid { NEWPID } else { 0 };
         let child = place
             .spawn(flags, || {
-                let fault = start_pause(pause, place, status);
+                let fault = stage.start_pause(place, status);
                 let _gone = say(status.as_fd(), &Word::Failed(fault.into()), &[]);
                 1
             })
@@ -204,40 +222,41 @@ impl Stage<'_> {
 
     fn make_namespaces(&self) -> Result<Option<OwnedFd>> {
         let plan = self.plan;
-        let own = [
-            (plan.new_net, NEWNET),
-            (plan.new_ipc, NEWIPC),
-            (plan.new_uts, NEWUTS),
-        ]
-        .iter()
-        .filter(|(new, _)| *new)
-        .fold(0, |all, (_, flag)| all | flag);
-        if own != 0 {
-            namespace::unshare(own).at(|| "make the pod's namespaces")?;
+        if self.own != 0 {
+            namespace::unshare(self.own).at(|| "make the pod's namespaces")?;
         }
         if plan.new_uts && !plan.hostname.is_empty() {
             rustix::system::sethostname(plan.hostname.as_bytes())
                 .at(|| format!("set the hostname {:?}", plan.hostname))?;
         }
-        let netlink = if plan.new_net {
-            net::loopback_up().at(|| "bring the loopback interface up")?;
-            Some(net::route_socket().at(|| "open a route socket")?)
-        } else {
-            None
-        };
-        let sysctls = plan.sysctls.iter().map(|(name, value)| (name, value));
-        sysctl::apply(sysctls, own, self.proc)?;
-        Ok(netlink)
+        if !plan.new_net {
+            return Ok(None);
+        }
+        net::loopback_up().at(|| "bring the loopback interface up")?;
+        net::route_socket().at(|| "open a route socket").map(Some)
     }
-}
 
-/// Becomes pause; returns only why it could not. Its status socket closes when it has.
-fn start_pause(pause: &Pause, place: &Place, status: &OwnedFd) -> Fault {
-    let become_pause = || {
+    /// Becomes pause; returns only why it could not. Its status socket closes when it has.
+    fn start_pause(&self, place: &Place, status: &OwnedFd) -> Fault {
+        match self.become_pause(place, status) {
+            Err(fault) => fault,
+            Ok(error) => Fault::system("execute pause", &error),
+        }
+    }
+
+    fn become_pause(&self, place: &Place, status: &OwnedFd) -> Result<std::io::Error> {
+        let pause = self.pause;
         for tasks in &place.tasks {
             rustix::io::write(tasks, b"0").at(|| "join the cgroup")?;
         }
-        close_others(&[pause.program.as_fd(), status.as_fd()]).at(|| "close descriptors")?;
+        close_others(&[pause.program.as_fd(), status.as_fd(), self.proc.as_fd()])
+            .at(|| "close descriptors")?;
+        if self.in_user_namespace {
+            // Some sysctls can be written by their namespace's root only.
+            become_root()?;
+        }
+        let sysctls = self.plan.sysctls.iter().map(|(name, value)| (name, value));
+        sysctl::apply(sysctls, self.own, self.proc)?;
         process::reset_signals().at(|| "reset signals")?;
         rustix::process::setsid().at(|| "make a session")?;
         for number in 0..64 {
@@ -256,13 +275,7 @@ fn start_pause(pause: &Pause, place: &Place, status: &OwnedFd) -> Fault {
         process::control(Control::NoNewPrivs).at(|| "set no_new_privs")?;
         process::close_stdio();
         let name: CString = c"pause".to_owned();
-        let error = Image::new(vec![name], Vec::new()).exec_fd(pause.program.as_fd());
-        Err(Fault::system("execute pause", &error))
-    };
-    let result: Result<()> = become_pause();
-    match result {
-        Err(fault) => fault,
-        Ok(()) => Fault::invalid("pause did not start"),
+        Ok(Image::new(vec![name], Vec::new()).exec_fd(pause.program.as_fd()))
     }
 }
 

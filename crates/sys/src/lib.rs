@@ -20,6 +20,7 @@ pub mod pidfd;
 pub mod process;
 pub mod scm;
 pub mod seccomp;
+pub mod signals;
 
 use std::io;
 

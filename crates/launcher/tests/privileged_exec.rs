@@ -1,0 +1,165 @@
+//! Further processes in a running container, and terminals.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use common::{Lab, PodOptions};
+use holdfast_launcher::Kind;
+use serde_json::json;
+
+#[test]
+fn an_exec_is_in_the_container() {
+    let lab = Lab::new();
+    for user in [false, true] {
+        let pod = lab.pod_with(&PodOptions {
+            user,
+            ..PodOptions::default()
+        });
+        let running = lab.create(&pod, &lab.spec(&pod, "echo $$ > /tmp/pid; sleep 60"));
+        running.release().unwrap();
+        let mut process = lab.spec(&pod, "")["process"].clone();
+        process["args"] = json!([
+            "sh",
+            "-c",
+            "cat /proc/1/cmdline | tr '\\0' ' '; hostname; id -u; pwd; \
+            for n in pid mnt net ipc uts cgroup user; do test $(readlink /proc/1/ns/$n) = $(readlink /proc/self/ns/$n) || echo $n; done; exit 3"
+        ]);
+        process["user"] = json!({"uid": 1000, "gid": 1000});
+        process["cwd"] = json!("/home/u");
+        process["capabilities"] = json!({});
+        let exec = lab.try_exec(&running, &process, "exec-1").unwrap();
+        exec.release().unwrap();
+        let out = exec.wait(&lab);
+        assert!(
+            out.out.starts_with("sleep 60 pod-host\n1000\n/home/u\n"),
+            "{out:?}"
+        );
+        assert_eq!(out.code, 3);
+        process["args"] = json!(["nope"]);
+        let exec = lab.try_exec(&running, &process, "exec-2").unwrap();
+        assert_eq!(
+            exec.release().unwrap_err().message,
+            "exec \"nope\": no such file in $PATH"
+        );
+        exec.wait(&lab);
+        running.kill();
+        // Dead but not reaped, or gone: either way it is not running.
+        std::thread::sleep(Duration::from_millis(50));
+        process["args"] = json!(["true"]);
+        let error = lab.try_exec(&running, &process, "exec-3").err().unwrap();
+        assert!(
+            error.kind() == Kind::Precondition || error.to_string().contains("namespaces"),
+            "{error}"
+        );
+        running.wait(&lab);
+        pod.stop();
+    }
+    lab.finish();
+}
+
+#[test]
+fn an_exec_s_leaf_cgroup_kills_all_of_it() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let running = lab.create(&pod, &lab.spec(&pod, "sleep 60"));
+    running.release().unwrap();
+    let mut process = lab.spec(&pod, "")["process"].clone();
+    process["args"] = json!(["sh", "-c", "(sleep 50 &); (sleep 51 &); echo up; sleep 52"]);
+    let exec = lab.try_exec(&running, &process, "exec-1").unwrap();
+    exec.release().unwrap();
+    let mut up = [0; 3];
+    exec.out.as_ref().unwrap().read_exact(&mut up).unwrap();
+    let leaf = lab
+        .hierarchy
+        .open(&running.cgroup)
+        .unwrap()
+        .leaf("exec-1")
+        .unwrap();
+    leaf.kill().unwrap();
+    leaf.wait_empty(Duration::from_secs(5)).unwrap();
+    leaf.remove(Duration::from_secs(5)).unwrap();
+    assert_eq!(exec.wait(&lab).code, 137);
+    process["args"] = json!(["sh", "-c", "ps -o args | grep -c '^sleep 5'"]);
+    let exec = lab.try_exec(&running, &process, "exec-2").unwrap();
+    exec.release().unwrap();
+    assert_eq!(exec.wait(&lab).out, "0\n", "the container itself goes on");
+    running.kill();
+    running.wait(&lab);
+    pod.stop();
+    lab.finish();
+}
+
+#[test]
+fn a_terminal_is_the_container_s_own() {
+    let lab = Lab::new();
+    for user in [false, true] {
+        let pod = lab.pod_with(&PodOptions {
+            user,
+            ..PodOptions::default()
+        });
+        let mut spec = lab.spec(&pod, "tty; stat -c %F /dev/console; test -t 0 && echo terminal; read x; echo got $x; tty < /dev/console; stat -c %u $(tty)");
+        spec["process"]["terminal"] = json!(true);
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        let mut running = lab.create(&pod, &spec);
+        running.release().unwrap();
+        let mut master = std::fs::File::from(running.built.pty_master.take().unwrap());
+        master.write_all(b"word\n").unwrap();
+        let mut text = String::new();
+        let mut buffer = [0; 512];
+        // The master reads EIO once nobody has the other end.
+        while let Ok(n @ 1..) = master.read(&mut buffer) {
+            text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+        let out = running.wait(&lab);
+        assert_eq!(out.code, 0, "{text}");
+        for want in [
+            "/dev/pts/0\r\n",
+            "character special file\r\n",
+            "terminal\r\n",
+            "got word\r\n",
+            "1000\r\n",
+        ] {
+            assert!(text.contains(want), "{want:?} in {text}");
+        }
+        pod.stop();
+    }
+    lab.finish();
+}
+
+#[test]
+fn an_exec_can_have_a_terminal() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let running = lab.create(&pod, &lab.spec(&pod, "sleep 60"));
+    running.release().unwrap();
+    let mut process = lab.spec(&pod, "")["process"].clone();
+    process["terminal"] = json!(true);
+    process["args"] = json!(["sh", "-c", "tty; stty size"]);
+    let mut exec = lab.try_exec(&running, &process, "exec-1").unwrap();
+    let mut master = std::fs::File::from(exec.built.pty_master.take().unwrap());
+    rustix::termios::tcsetwinsize(
+        master.as_fd(),
+        rustix::termios::Winsize {
+            ws_row: 33,
+            ws_col: 99,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        },
+    )
+    .unwrap();
+    exec.release().unwrap();
+    let mut text = Vec::new();
+    let _ = master.read_to_end(&mut text);
+    assert_eq!(String::from_utf8_lossy(&text), "/dev/pts/0\r\n33 99\r\n");
+    assert_eq!(exec.wait(&lab).code, 0);
+    running.kill();
+    running.wait(&lab);
+    drop(master);
+    pod.stop();
+    lab.finish();
+}
