@@ -140,6 +140,14 @@ impl ImageSource {
     }
 }
 
+/// A layer as it goes over the wire.
+pub struct PackedLayer {
+    /// Digest of the uncompressed tar.
+    pub diff_id: String,
+    pub blob: Vec<u8>,
+    pub packing: Packing,
+}
+
 /// Pushes images to a registry on loopback.
 pub struct Pusher {
     client: Client,
@@ -165,27 +173,49 @@ impl Pusher {
 
     /// Pushes and gives back `host/name:tag`.
     pub async fn push(&self, name: &str, image: &ImageSource) -> anyhow::Result<String> {
-        let full = format!("{}/{name}", self.host);
-        let reference: Reference = full.parse().with_context(|| format!("parse {full}"))?;
         let mut layers = Vec::new();
         for (tar, packing) in &image.layers {
-            let media_type = match (image.docker, packing) {
-                (true, _) => manifest::IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE,
-                (false, Packing::Plain) => manifest::IMAGE_LAYER_MEDIA_TYPE,
-                (false, Packing::Gzip) => manifest::IMAGE_LAYER_GZIP_MEDIA_TYPE,
-                (false, Packing::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
-            };
-            layers.push(ImageLayer::new(pack(tar, *packing)?, media_type.to_owned(), None));
+            layers.push(PackedLayer {
+                diff_id: sha256(tar),
+                blob: pack(tar, *packing)?,
+                packing: *packing,
+            });
         }
-        let config_type = if image.docker {
+        self.push_packed(name, layers, &image.config, image.docker).await
+    }
+
+    /// As [`Pusher::push`], of layers that were packed before.
+    pub async fn push_packed(
+        &self,
+        name: &str,
+        packed: Vec<PackedLayer>,
+        config: &Value,
+        docker: bool,
+    ) -> anyhow::Result<String> {
+        let full = format!("{}/{name}", self.host);
+        let reference: Reference = full.parse().with_context(|| format!("parse {full}"))?;
+        let diff_ids: Vec<String> = packed.iter().map(|layer| layer.diff_id.clone()).collect();
+        let layers: Vec<ImageLayer> = packed
+            .into_iter()
+            .map(|layer| {
+                let media_type = match (docker, layer.packing) {
+                    (true, _) => manifest::IMAGE_DOCKER_LAYER_GZIP_MEDIA_TYPE,
+                    (false, Packing::Plain) => manifest::IMAGE_LAYER_MEDIA_TYPE,
+                    (false, Packing::Gzip) => manifest::IMAGE_LAYER_GZIP_MEDIA_TYPE,
+                    (false, Packing::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
+                };
+                ImageLayer::new(layer.blob, media_type.to_owned(), None)
+            })
+            .collect();
+        let config_type = if docker {
             manifest::IMAGE_DOCKER_CONFIG_MEDIA_TYPE
         } else {
             manifest::IMAGE_CONFIG_MEDIA_TYPE
         };
-        let config = Config::new(image_config(image)?, config_type.to_owned(), None);
+        let config = Config::new(image_config(&diff_ids, config)?, config_type.to_owned(), None);
         let mut manifest = OciImageManifest::build(&layers, &config, None);
         manifest.media_type = Some(
-            if image.docker {
+            if docker {
                 manifest::IMAGE_MANIFEST_MEDIA_TYPE
             } else {
                 manifest::OCI_IMAGE_MEDIA_TYPE
@@ -226,10 +256,9 @@ impl Pusher {
     }
 }
 
-fn image_config(image: &ImageSource) -> anyhow::Result<Vec<u8>> {
-    let diff_ids: Vec<String> = image.layers.iter().map(|(tar, _)| sha256(tar)).collect();
+fn image_config(diff_ids: &[String], config: &Value) -> anyhow::Result<Vec<u8>> {
     Ok(serde_json::to_vec(&json!({
-        "architecture": host_architecture(), "os": "linux", "config": image.config,
+        "architecture": host_architecture(), "os": "linux", "config": config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     }))?)
 }

@@ -3,10 +3,7 @@
 //! Owns: the cases, the images they need, the registry that serves them. Leaves out: starting the runtime under test
 //! (`hack/conformance` does that for holdfast and for containerd) and everything that is not visible through CRI.
 
-mod builder;
 mod cases;
-mod cri;
-mod registry;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
+use holdfast_conformance::{builder, cri, registry};
 
 use crate::cri::Cri;
 use crate::registry::Registry;
