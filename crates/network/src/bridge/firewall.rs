@@ -84,6 +84,7 @@ pub(crate) struct Firewall {
     socket: Socket,
     bridge: String,
     subnets: Vec<Subnet>,
+    /// What the kernel's counter of transactions must be if there were none but ours since the table was last seen.
     generation: u32,
     table: Option<u64>,
 }
@@ -144,6 +145,7 @@ impl Firewall {
             change.add_elements(map, elements);
         }
         change.commit(&mut self.socket)?;
+        self.generation = self.generation.wrapping_add(1);
         self.flush_udp(pod, false);
         Ok(())
     }
@@ -159,6 +161,7 @@ impl Firewall {
             return Ok(false);
         }
         outcome?;
+        self.generation = self.generation.wrapping_add(1);
         self.flush_udp(pod, true);
         Ok(true)
     }

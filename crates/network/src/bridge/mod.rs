@@ -141,7 +141,7 @@ impl Bridge {
             book,
         };
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
-        watch::start(vanishing, jobs.downgrade())?;
+        watch::start(vanishing, jobs.downgrade());
         std::thread::Builder::new()
             .name("network".into())
             .spawn(move || {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -14,49 +14,91 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::Job;
+use crate::Error;
 use crate::netlink::route::{LINK_GROUP, RTM_DELLINK, parse_link};
 use crate::netlink::{Family, Messages, Socket, readable};
-use crate::{Error, Result};
 
 /// A namespace that lives this long after its pod was taken off the network is held by somebody; its interface is
 /// deleted then.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Interfaces that are expected to vanish: name to sandbox and time of the next look.
+/// Interfaces that are expected to vanish. The kernel's notifications are listened to only while there are some: every
+/// pod that starts causes a dozen.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Vanishing {
-    links: Arc<Mutex<HashMap<String, (String, Instant)>>>,
+    state: Arc<Mutex<State>>,
     changed: Arc<Notify>,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    /// Name to sandbox and time of the next look.
+    links: HashMap<String, (String, Instant)>,
+    /// Opened with the first entry, until the watch takes it.
+    opened: Option<OwnedFd>,
+    listening: bool,
+}
+
 impl Vanishing {
+    /// From the return of this on the disappearance is noticed; what was gone before is for the caller to find out.
     pub(crate) fn expect(&self, link: &str, sandbox: &str) {
         let due = Instant::now() + PATIENCE;
-        self.lock().insert(link.to_owned(), (sandbox.to_owned(), due));
+        let mut state = self.lock();
+        state.links.insert(link.to_owned(), (sandbox.to_owned(), due));
+        if !state.listening {
+            match Socket::listen(Family::Route, LINK_GROUP) {
+                Ok(socket) => {
+                    state.opened = Some(socket);
+                    state.listening = true;
+                }
+                Err(error) => {
+                    warn!(%error, "interfaces of stopped pods are only looked for every {PATIENCE:?}");
+                }
+            }
+        }
+        drop(state);
         self.changed.notify_one();
     }
 
     pub(crate) fn forget(&self, link: &str) {
-        self.lock().remove(link);
+        let mut state = self.lock();
+        state.links.remove(link);
+        if state.links.is_empty() {
+            drop(state);
+            self.changed.notify_one();
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (String, Instant)>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The socket to listen to from now on, if that changes: a new one, or none.
+    fn socket(&self) -> Option<Option<OwnedFd>> {
+        let mut state = self.lock();
+        if let Some(socket) = state.opened.take() {
+            return Some(Some(socket));
+        }
+        if state.links.is_empty() && state.listening {
+            state.listening = false;
+            return Some(None);
+        }
+        None
     }
 
     fn sandbox_of(&self, link: &str) -> Option<String> {
-        self.lock().get(link).map(|(id, _)| id.clone())
+        self.lock().links.get(link).map(|(id, _)| id.clone())
     }
 
     fn next_due(&self) -> Option<Instant> {
-        self.lock().values().map(|(_, due)| *due).min()
+        self.lock().links.values().map(|(_, due)| *due).min()
     }
 
     /// Those whose time has come; each is looked at again after another [`PATIENCE`].
     fn overdue(&self) -> Vec<String> {
         let now = Instant::now();
         let mut found = Vec::new();
-        for (id, due) in self.lock().values_mut().filter(|(_, due)| *due <= now) {
+        for (id, due) in self.lock().links.values_mut().filter(|(_, due)| *due <= now) {
             *due = now + PATIENCE;
             found.push(id.clone());
         }
@@ -64,16 +106,24 @@ impl Vanishing {
     }
 
     fn all(&self) -> Vec<String> {
-        self.lock().values().map(|(id, _)| id.clone()).collect()
+        self.lock().links.values().map(|(id, _)| id.clone()).collect()
     }
 }
 
 /// Starts the watch; it ends with the owner of the bridge.
-pub(crate) fn start(vanishing: Vanishing, jobs: mpsc::WeakSender<Job>) -> Result<()> {
-    let socket = Socket::listen(Family::Route, LINK_GROUP)?;
-    let socket = readable(socket, "cannot watch for vanishing interfaces")?;
+pub(crate) fn start(vanishing: Vanishing, jobs: mpsc::WeakSender<Job>) {
     tokio::spawn(async move {
+        let mut socket: Option<AsyncFd<OwnedFd>> = None;
         loop {
+            if let Some(change) = vanishing.socket() {
+                socket = change.and_then(|fd| match readable(fd, "cannot watch for vanishing interfaces") {
+                    Ok(socket) => Some(socket),
+                    Err(error) => {
+                        warn!(%error, "interfaces of stopped pods are only looked for every {PATIENCE:?}");
+                        None
+                    }
+                });
+            }
             let due = vanishing.next_due();
             let timer = async {
                 match due {
@@ -82,7 +132,7 @@ pub(crate) fn start(vanishing: Vanishing, jobs: mpsc::WeakSender<Job>) -> Result
                 }
             };
             let (gone, force) = tokio::select! {
-                gone = read(&socket, &vanishing) => (gone, false),
+                gone = read(socket.as_ref(), &vanishing) => (gone, false),
                 () = vanishing.changed.notified() => continue,
                 () = timer => (vanishing.overdue(), true),
             };
@@ -106,12 +156,14 @@ pub(crate) fn start(vanishing: Vanishing, jobs: mpsc::WeakSender<Job>) -> Result
             }
         }
     });
-    Ok(())
 }
 
 /// The next notifications, as ids of sandboxes whose interface is said to be gone.
-async fn read(socket: &AsyncFd<OwnedFd>, vanishing: &Vanishing) -> Vec<String> {
-    let mut buffer = [0u8; 32 << 10];
+async fn read(socket: Option<&AsyncFd<OwnedFd>>, vanishing: &Vanishing) -> Vec<String> {
+    let Some(socket) = socket else {
+        return std::future::pending().await;
+    };
+    let mut buffer = vec![0u8; 32 << 10];
     let Ok(mut ready) = socket.readable().await else {
         return Vec::new();
     };
