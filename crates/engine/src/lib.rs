@@ -1,1 +1,30 @@
-//! placeholder
+//! The life of pods and containers: reserve, record, act, unwind, recover.
+//!
+//! One task owns each pod and makes all of its changes (`pod`); everything that only looks reads immutable records
+//! from `view`, so no List or Status ever waits for a pod. What a container is to the kernel is decided by the pure
+//! [`spec`]; carrying it out is the monitor's, reached through `monitor-api`. Image content is the `images` crate's,
+//! addresses are the `network` crate's, and this crate calls both in an order that can always be undone.
+//!
+//! Ids in calls may be shortened as long as they stay unique.
+
+#![forbid(unsafe_code)]
+
+mod adjust;
+pub mod config;
+mod disk;
+mod engine;
+mod error;
+mod lookup;
+mod names;
+mod pod;
+mod recover;
+mod shared;
+pub mod spec;
+mod types;
+mod view;
+mod waiters;
+
+pub use config::{Config, Handler, Rlimit};
+pub use engine::Engine;
+pub use error::{Error, Kind};
+pub use types::{Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec};

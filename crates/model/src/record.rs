@@ -18,6 +18,9 @@ pub struct SandboxRecord {
     pub handler: String,
     /// The pod's cgroup, relative to the hierarchy's root; pause is in `<cgroup>/<id>`.
     pub cgroup: String,
+    /// The pod's cgroup was not there before: it is removed with the pod.
+    #[serde(default)]
+    pub cgroup_made: bool,
     pub hostname: String,
     pub pause_pid: Option<i32>,
     pub monitor_pid: Option<i32>,

@@ -1,0 +1,139 @@
+//! Records on disk, written off the runtime's threads: a sick disk may hold up a pod, never the daemon.
+
+use std::sync::Arc;
+
+use holdfast_model::{ContainerId, ContainerRecord, SandboxId, SandboxRecord};
+use holdfast_store::{Record, Records};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::sync::Semaphore;
+
+use crate::{Config, Error};
+
+/// Writes at a time; the rest wait their turn.
+const WRITES: usize = 64;
+
+/// A record as the `store` crate wants it, without a copy.
+pub(crate) struct Stored<T>(pub Arc<T>);
+
+impl<T: Serialize> Serialize for Stored<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Stored<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::deserialize(deserializer).map(|record| Self(Arc::new(record)))
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Record for Stored<T> {}
+
+type Kept<T> = Arc<Records<Stored<T>>>;
+
+pub(crate) struct Disk {
+    sandboxes: Kept<SandboxRecord>,
+    containers: Kept<ContainerRecord>,
+    gate: Arc<Semaphore>,
+}
+
+/// What the disk held at the start.
+pub(crate) struct Found {
+    pub disk: Disk,
+    pub sandboxes: Vec<Arc<SandboxRecord>>,
+    pub containers: Vec<Arc<ContainerRecord>>,
+    /// Records that were damaged and put aside, for the log.
+    pub damaged: Vec<String>,
+}
+
+impl Disk {
+    /// Blocks.
+    pub(crate) fn open(config: &Config) -> Result<Found, Error> {
+        let mut damaged = Vec::new();
+        let (sandboxes, pods) = open_one(config, "pods", &mut damaged)?;
+        let (containers, boxes) = open_one(config, "containers", &mut damaged)?;
+        let disk = Disk {
+            sandboxes,
+            containers,
+            gate: Arc::new(Semaphore::new(WRITES)),
+        };
+        Ok(Found {
+            disk,
+            sandboxes: pods,
+            containers: boxes,
+            damaged,
+        })
+    }
+
+    pub(crate) async fn put_sandbox(&self, record: Arc<SandboxRecord>) -> Result<(), Error> {
+        let store = self.sandboxes.clone();
+        let id = record.id;
+        self.write(id.as_str(), move |key| store.put(key, &Stored(record)))
+            .await
+    }
+
+    pub(crate) async fn put_container(&self, record: Arc<ContainerRecord>) -> Result<(), Error> {
+        let store = self.containers.clone();
+        let id = record.id;
+        self.write(id.as_str(), move |key| store.put(key, &Stored(record)))
+            .await
+    }
+
+    pub(crate) async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
+        let store = self.sandboxes.clone();
+        self.write(id.as_str(), move |key| store.remove(key).map(drop))
+            .await
+    }
+
+    pub(crate) async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
+        let store = self.containers.clone();
+        self.write(id.as_str(), move |key| store.remove(key).map(drop))
+            .await
+    }
+
+    async fn write(
+        &self,
+        id: &str,
+        work: impl FnOnce(&str) -> holdfast_store::Result<()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let gone = || Error::Internal {
+            what: "the runtime is shutting down".into(),
+        };
+        let turn = self.gate.clone().acquire_owned().await.map_err(|_| gone())?;
+        let id = id.to_owned();
+        let written = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&id).map_err(|source| Error::Record {
+                id,
+                source: Box::new(source),
+            })
+        });
+        written.await.map_err(|_| gone())?
+    }
+}
+
+type Opened<T> = (Kept<T>, Vec<Arc<T>>);
+
+fn open_one<T: Serialize + DeserializeOwned>(
+    config: &Config,
+    kind: &str,
+    damaged: &mut Vec<String>,
+) -> Result<Opened<T>, Error> {
+    let opened = Records::<Stored<T>>::open(config.records(kind)).map_err(|source| Error::Record {
+        id: format!("every one of the {kind}"),
+        source: Box::new(source),
+    })?;
+    for bad in opened.quarantined {
+        damaged.push(format!(
+            "{}: {} (moved to {})",
+            bad.key,
+            bad.reason,
+            bad.moved_to.display()
+        ));
+    }
+    Ok((
+        Arc::new(opened.store),
+        opened.records.into_iter().map(|(_, record)| record.0).collect(),
+    ))
+}

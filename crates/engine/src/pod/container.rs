@@ -1,0 +1,269 @@
+//! One container as its pod's owner holds it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_model::{ContainerEvent, ContainerId, ContainerRecord, ContainerState, Illegal};
+use holdfast_monitor_api::ContainerDescriptors;
+use oci_spec::runtime::Spec;
+use tokio::time::Instant;
+
+use crate::Error;
+use crate::config::bounds;
+use crate::waiters::{Reply, Waiters};
+
+/// A longer grace is as good as none that ends.
+const LONGEST_GRACE: Duration = Duration::from_secs(366 * 24 * 3600);
+
+pub(super) struct Container {
+    pub record: Arc<ContainerRecord>,
+    /// Kept so that a dead monitor's replacement can carry on; closed when it has exited.
+    pub vault: Option<ContainerDescriptors>,
+    /// Those who wait for the creation in flight.
+    pub creating: Option<Waiters<ContainerId>>,
+    /// Created, but nobody was there to hear it.
+    pub unclaimed_until: Option<Instant>,
+    pub starting: Option<Waiters<()>>,
+    pub stop: Option<Stop>,
+    /// Somebody (or a roll-back) wants it gone.
+    pub removal: Option<Waiters<()>>,
+    /// The removal is under way.
+    pub removal_running: bool,
+    /// Made at the first exec.
+    pub template: Option<Arc<Template>>,
+}
+
+/// What every exec in a container starts from.
+pub(super) struct Template {
+    pub spec: Spec,
+    /// `linux.seccomp` of the spec, as JSON; empty: unconfined.
+    pub seccomp: Vec<u8>,
+}
+
+/// A stop under way: when SIGKILL is due, then when to give up waiting.
+pub(super) struct Stop {
+    pub due: Instant,
+    pub killed: bool,
+    pub waiters: Waiters<()>,
+}
+
+/// What the owner has to send on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Send {
+    Nothing,
+    StopSignal,
+    Kill,
+}
+
+impl Container {
+    pub(super) fn new(record: Arc<ContainerRecord>) -> Self {
+        Self {
+            record,
+            vault: None,
+            creating: None,
+            unclaimed_until: None,
+            starting: None,
+            stop: None,
+            removal: None,
+            removal_running: false,
+            template: None,
+        }
+    }
+
+    pub(super) fn state(&self) -> ContainerState {
+        self.record.state
+    }
+
+    /// Has a process, or is about to have one.
+    pub(super) fn live(&self) -> bool {
+        matches!(self.state(), ContainerState::Created | ContainerState::Running)
+    }
+
+    pub(super) fn apply(&mut self, event: ContainerEvent) -> Result<(), Illegal> {
+        Arc::make_mut(&mut self.record).apply(event)
+    }
+
+    pub(super) fn edit(&mut self) -> &mut ContainerRecord {
+        Arc::make_mut(&mut self.record)
+    }
+
+    /// Asks for a stop, or makes the one under way more urgent. `reply` is told at the exit.
+    pub(super) fn request_stop(&mut self, grace: Duration, reply: Option<Reply<()>>) -> Send {
+        if !self.live() {
+            if let Some(reply) = reply {
+                let _ = reply.send(Ok(()));
+            }
+            return Send::Nothing;
+        }
+        // What has not been started knows no signal yet.
+        let grace = if self.state() == ContainerState::Created {
+            Duration::ZERO
+        } else {
+            grace.min(LONGEST_GRACE)
+        };
+        let due = Instant::now() + grace;
+        let id = self.record.id;
+        let (send, stop) = match &mut self.stop {
+            Some(stop) if stop.killed || stop.due <= due => (Send::Nothing, stop),
+            Some(stop) => {
+                stop.due = due;
+                (Send::Nothing, stop)
+            }
+            none => {
+                let stop = none.insert(Stop {
+                    due,
+                    killed: false,
+                    waiters: Waiters::default(),
+                });
+                (
+                    if grace.is_zero() {
+                        Send::Nothing
+                    } else {
+                        Send::StopSignal
+                    },
+                    stop,
+                )
+            }
+        };
+        if let Some(reply) = reply {
+            stop.waiters.add(id.as_str(), reply);
+        }
+        let send = if grace.is_zero() && !stop.killed {
+            Send::Kill
+        } else {
+            send
+        };
+        if send == Send::Kill {
+            stop.kill_sent();
+        }
+        send
+    }
+
+    /// What is due by now.
+    pub(super) fn on_time(&mut self, now: Instant) -> Send {
+        let Some(stop) = self.stop.as_mut().filter(|stop| stop.due <= now) else {
+            return Send::Nothing;
+        };
+        if !stop.killed {
+            stop.kill_sent();
+            return Send::Kill;
+        }
+        let error = Error::Deadline {
+            what: "killing",
+            id: self.record.id.to_string(),
+            limit: bounds::KILL,
+        };
+        if let Some(stop) = self.stop.take() {
+            stop.waiters.settle(Err(error.share()));
+        }
+        if let Some(waiters) = self.removal.take() {
+            waiters.settle(Err(error));
+        }
+        Send::Nothing
+    }
+
+    /// Parsed once.
+    pub(super) fn template(&mut self) -> Result<Arc<Template>, Error> {
+        if let Some(known) = &self.template {
+            return Ok(known.clone());
+        }
+        let unreadable = |e| Error::Internal {
+            what: format!("the recorded spec of {} cannot be read: {e}", self.record.id),
+        };
+        let spec: Spec = serde_json::from_str(&self.record.oci_spec).map_err(unreadable)?;
+        let seccomp = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
+        let seccomp = seccomp
+            .map(serde_json::to_vec)
+            .transpose()
+            .map_err(unreadable)?
+            .unwrap_or_default();
+        Ok(self.template.insert(Arc::new(Template { spec, seccomp })).clone())
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let stop = self.stop.as_ref().map(|stop| stop.due);
+        [stop, self.unclaimed_until].into_iter().flatten().min()
+    }
+}
+
+impl Stop {
+    fn kill_sent(&mut self) {
+        self.killed = true;
+        self.due = Instant::now() + bounds::KILL;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use holdfast_model::{ContainerSpec, ContainerUser, ResolvedImage, SandboxId, Signal};
+    use proptest::prelude::*;
+
+    fn container(state: ContainerState) -> Container {
+        Container::new(Arc::new(ContainerRecord {
+            id: ContainerId::from_bytes([1; 32]),
+            sandbox: SandboxId::from_bytes([2; 32]),
+            spec: ContainerSpec::default(),
+            state,
+            created_at: 0,
+            started_at: 0,
+            finished_at: 0,
+            pid: Some(1),
+            exit: None,
+            image: ResolvedImage::default(),
+            cgroup: String::new(),
+            log_path: String::new(),
+            user: ContainerUser::default(),
+            stop_signal: Signal::TERM,
+            oci_spec: String::new(),
+            snapshot_owed: true,
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_second_stop_shortens_the_wait_and_never_lengthens_it() {
+        let mut one = container(ContainerState::Running);
+        assert_eq!(one.request_stop(Duration::from_secs(30), None), Send::StopSignal);
+        let first = one.stop.as_ref().unwrap().due;
+        assert_eq!(one.request_stop(Duration::from_secs(60), None), Send::Nothing);
+        assert_eq!(one.stop.as_ref().unwrap().due, first);
+        assert_eq!(one.request_stop(Duration::from_secs(5), None), Send::Nothing);
+        assert!(one.stop.as_ref().unwrap().due < first);
+        assert_eq!(one.request_stop(Duration::ZERO, None), Send::Kill);
+        assert_eq!(one.request_stop(Duration::ZERO, None), Send::Nothing);
+    }
+
+    #[tokio::test]
+    async fn one_that_never_ran_is_killed_and_one_that_ended_is_left_alone() {
+        assert_eq!(
+            container(ContainerState::Created).request_stop(Duration::from_secs(9), None),
+            Send::Kill
+        );
+        let (reply, told) = tokio::sync::oneshot::channel();
+        assert_eq!(
+            container(ContainerState::Exited).request_stop(Duration::ZERO, Some(reply)),
+            Send::Nothing
+        );
+        told.await.unwrap().unwrap();
+    }
+
+    proptest! {
+        /// However stops of any grace come in, the stop signal is sent at most once, first, and SIGKILL at most once.
+        #[test]
+        fn signals_are_sent_once(graces in prop::collection::vec(0u64..3, 1..12)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let _entered = runtime.enter();
+            let mut one = container(ContainerState::Running);
+            let sent: Vec<Send> = graces
+                .iter()
+                .map(|grace| one.request_stop(Duration::from_secs(*grace), None))
+                .filter(|send| *send != Send::Nothing)
+                .collect();
+            prop_assert!(sent.len() <= 2);
+            prop_assert!(sent.iter().filter(|send| **send == Send::Kill).count() <= 1);
+            prop_assert!(sent.iter().skip(1).all(|send| *send == Send::Kill));
+            prop_assert_eq!(sent.contains(&Send::Kill), graces.contains(&0));
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Taking a pod down: its network, its sandbox, its traces. Everything here can be repeated, carries on past
+//! failures and names them all.
+
+use std::path::Path;
+use std::time::Duration;
+
+use holdfast_model::{ContainerRecord, SandboxRecord};
+use holdfast_monitor_api::{Client, Error as MonitorError};
+use tracing::warn;
+
+use super::{Context, link};
+use crate::config::bounds;
+use crate::{Error, shared};
+
+/// A cgroup whose last process has just died can be busy for a moment.
+const CGROUP_REMOVAL: Duration = Duration::from_secs(5);
+
+/// Of a pod that never came to be, or that nobody wants: all of it.
+pub(super) async fn clean_up(
+    context: &Context,
+    record: &SandboxRecord,
+    client: Option<Client>,
+) -> Vec<String> {
+    let mut failures = halt(context, record, client, Vec::new()).await;
+    if failures.is_empty() {
+        failures = clear(context, record).await;
+    }
+    failures
+}
+
+/// StopPodSandbox: network, containers' remains, pause, namespaces, and the monitor, which has nothing left to do.
+pub(super) async fn halt(
+    context: &Context,
+    record: &SandboxRecord,
+    client: Option<Client>,
+    containers: Vec<std::sync::Arc<ContainerRecord>>,
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    if record.network_owed {
+        teardown_network(context, &mut failures).await;
+    }
+    let halted = match &client {
+        Some(client) => leave(context, client, &containers).await,
+        None => Err(MonitorError::Gone),
+    };
+    match halted {
+        Ok(()) => {}
+        // Nobody is there to do it: by cgroup, then.
+        Err(MonitorError::Gone) => {
+            let mut cgroups = vec![link::pause_cgroup(record)];
+            cgroups.extend(containers.iter().map(|container| container.cgroup.clone()));
+            if let Err(error) = sweep(context, cgroups).await {
+                failures.push(error.chain());
+            }
+        }
+        Err(source) => failures.push(Error::monitor("stopping the sandbox", context.id)(source).chain()),
+    }
+    if !record.netns_path.is_empty()
+        && let Err(error) = release_netns(&record.netns_path).await
+    {
+        failures.push(error.chain());
+    }
+    failures
+}
+
+/// A failure is not the caller's: the network goes on trying by itself until it succeeds.
+async fn teardown_network(context: &Context, failures: &mut Vec<String>) {
+    let teardown = context.shared.network.teardown(context.id.as_str());
+    match tokio::time::timeout(bounds::NETWORK_TEARDOWN, teardown).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => warn!(pod = %context.id, "network teardown failed and will be repeated: {error}"),
+        Err(_) => {
+            let what = "taking down the network";
+            let limit = bounds::NETWORK_TEARDOWN;
+            failures.push(
+                Error::Deadline {
+                    what,
+                    id: context.id.to_string(),
+                    limit,
+                }
+                .to_string(),
+            );
+        }
+    }
+}
+
+async fn leave(
+    context: &Context,
+    client: &Client,
+    containers: &[std::sync::Arc<ContainerRecord>],
+) -> Result<(), MonitorError> {
+    let client = client.with_deadline(bounds::KILL);
+    for container in containers {
+        client.remove(container.id.as_str()).await?;
+    }
+    client.stop_sandbox().await?;
+    match client.shutdown().await {
+        // It may be quicker to leave than to say so.
+        Ok(()) | Err(MonitorError::Gone) => Ok(()),
+        Err(error) => {
+            warn!(pod = %context.id, "monitor does not want to leave: {error}");
+            Err(error)
+        }
+    }
+}
+
+/// RemovePodSandbox: what is left of a stopped pod, its record last.
+pub(super) async fn clear(context: &Context, record: &SandboxRecord) -> Vec<String> {
+    let mut failures = Vec::new();
+    let cgroups = vec![link::pause_cgroup(record), link::monitor_cgroup(context)];
+    if let Err(error) = sweep(context, cgroups).await {
+        failures.push(error.chain());
+    }
+    let dir = context.dir.clone();
+    let hierarchy = context.shared.hierarchy.clone();
+    let parent = record.cgroup_made.then(|| record.cgroup.clone());
+    let cleared = shared::blocking(move || {
+        if let Some(parent) = parent {
+            hierarchy
+                .remove_if_empty(&parent)
+                .map_err(|source| Error::Cgroup {
+                    step: "removal",
+                    path: parent.clone(),
+                    source: Box::new(source),
+                })?;
+        }
+        remove_tree(&dir)
+    });
+    if let Err(error) = cleared.await {
+        failures.push(error.chain());
+    }
+    if failures.is_empty()
+        && let Err(error) = context.shared.disk.remove_sandbox(&context.id).await
+    {
+        failures.push(error.chain());
+    }
+    failures
+}
+
+fn remove_tree(dir: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", dir, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Kills whatever is in these cgroups and removes them, without a monitor's help.
+pub(super) async fn sweep(context: &Context, cgroups: Vec<String>) -> Result<(), Error> {
+    let hierarchy = context.shared.hierarchy.clone();
+    shared::blocking(move || {
+        for path in cgroups {
+            sweep_one(&hierarchy, &path)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Blocks.
+pub(crate) fn sweep_one(hierarchy: &holdfast_cgroups::Hierarchy, path: &str) -> Result<(), Error> {
+    let failed = |step| {
+        let path = path.to_owned();
+        move |source| Error::Cgroup {
+            step,
+            path,
+            source: Box::new(source),
+        }
+    };
+    if !hierarchy.exists(path).map_err(failed("search"))? {
+        return Ok(());
+    }
+    if let Ok(cgroup) = hierarchy.open(path) {
+        cgroup.kill().map_err(failed("kill"))?;
+        cgroup.wait_empty(bounds::KILL).map_err(failed("kill"))?;
+        return cgroup.remove(CGROUP_REMOVAL).map_err(failed("removal"));
+    }
+    hierarchy
+        .remove_if_empty(path)
+        .map(drop)
+        .map_err(failed("removal"))
+}
+
+/// The monitor does this; where it was killed, the mount is still there.
+async fn release_netns(path: &str) -> Result<(), Error> {
+    let path = path.to_owned();
+    shared::blocking(move || {
+        match rustix::mount::unmount(
+            &path,
+            rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW,
+        ) {
+            // Not there, or there and not a mount.
+            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {}
+            Err(errno) => return Err(Error::io("unmount", path, errno.into())),
+        }
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", path, error))
+            }
+            _ => Ok(()),
+        }
+    })
+    .await
+}

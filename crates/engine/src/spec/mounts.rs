@@ -1,0 +1,232 @@
+//! What is mounted in a container, in order.
+
+use std::path::Path;
+
+use holdfast_model::{ContainerSpec, Invalid, Mount as Wanted, NamespaceMode, Propagation};
+use oci_spec::runtime::Mount;
+
+use super::{Inputs, Modes, id_mappings};
+
+/// The source that stands for the pod's shared memory.
+const POD_SHM: &str = "pod:shm";
+
+fn mount(kind: &str, source: &str, destination: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount.set_typ(Some(kind.to_owned()));
+    mount.set_source(Some(source.into()));
+    mount.set_destination(destination.into());
+    mount.set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
+    mount
+}
+
+pub(crate) fn all(inputs: &Inputs<'_>, modes: &Modes) -> Result<Vec<Mount>, Invalid> {
+    let mut wanted = Vec::with_capacity(inputs.container.mounts.len());
+    for (n, item) in inputs.container.mounts.iter().enumerate() {
+        let source = inputs.image_sources.get(n).and_then(Option::as_deref);
+        wanted.push(volume(n, item, source)?);
+    }
+    // Parents before what is inside them, else in the client's order.
+    wanted.sort_by_key(|mount| depth(mount.destination()));
+    // What the client mounts itself, the runtime leaves alone, with everything that would be below it.
+    let mut list: Vec<Mount> = defaults(inputs, modes);
+    list.extend(pod_files(inputs));
+    list.retain(|own| {
+        !wanted
+            .iter()
+            .any(|mount| own.destination().starts_with(mount.destination()))
+    });
+    list.extend(wanted);
+    Ok(list)
+}
+
+fn depth(path: &Path) -> usize {
+    path.components().count()
+}
+
+fn defaults(inputs: &Inputs<'_>, modes: &Modes) -> Vec<Mount> {
+    let privileged = inputs.container.security.privileged;
+    let mut list = vec![
+        mount("proc", "proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        mount(
+            "tmpfs",
+            "tmpfs",
+            "/dev",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        mount(
+            "devpts",
+            "devpts",
+            "/dev/pts",
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
+        ),
+        mount("mqueue", "mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
+    ];
+    let sys = if privileged { "rw" } else { "ro" };
+    if modes.user.is_some() && modes.host_network() {
+        // sysfs shows a network namespace, and may only be mounted by its owner: the host's is bound instead.
+        list.push(mount(
+            "bind",
+            "/sys",
+            "/sys",
+            &["rbind", "rprivate", "nosuid", "noexec", "nodev", sys],
+        ));
+    } else {
+        list.push(mount(
+            "sysfs",
+            "sysfs",
+            "/sys",
+            &["nosuid", "noexec", "nodev", sys],
+        ));
+    }
+    list.push(mount(
+        "cgroup",
+        "cgroup",
+        "/sys/fs/cgroup",
+        &["nosuid", "noexec", "nodev", "relatime", sys],
+    ));
+    let shm = if modes.ipc == NamespaceMode::Node {
+        "/dev/shm"
+    } else {
+        POD_SHM
+    };
+    list.push(mount(
+        "bind",
+        shm,
+        "/dev/shm",
+        &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rw"],
+    ));
+    list
+}
+
+fn pod_files(inputs: &Inputs<'_>) -> Vec<Mount> {
+    let access = if inputs.container.security.readonly_rootfs {
+        "ro"
+    } else {
+        "rw"
+    };
+    let file = |source: &Path, destination: &str| {
+        let source = source.to_string_lossy();
+        mount(
+            "bind",
+            &source,
+            destination,
+            &["bind", "rprivate", "nosuid", "nodev", "noexec", access],
+        )
+    };
+    let mut list = vec![
+        file(&inputs.files.resolv_conf, "/etc/resolv.conf"),
+        file(&inputs.files.hostname, "/etc/hostname"),
+    ];
+    list.extend(
+        inputs
+            .files
+            .hosts
+            .as_deref()
+            .map(|hosts| file(hosts, "/etc/hosts")),
+    );
+    list
+}
+
+/// Options of mount(8) that a client may add: they narrow what can be done, or say how times are kept.
+const EXTRA_OPTIONS: &[&str] = &[
+    "noexec",
+    "exec",
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noatime",
+    "relatime",
+    "strictatime",
+    "nodiratime",
+    "diratime",
+    "nosymfollow",
+];
+
+fn volume(n: usize, wanted: &Wanted, image: Option<&Path>) -> Result<Mount, Invalid> {
+    let source = match (&wanted.image, image) {
+        (None, _) => Path::new(&wanted.host_path),
+        (Some(_), Some(source)) => source,
+        (Some(image), None) => {
+            return Err(Invalid::new(
+                format!("mounts[{n}].image"),
+                format!("{:?} is not present: pull it first", image.image.image),
+            ));
+        }
+    };
+    let mut options = vec!["rbind"];
+    options.push(match wanted.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    });
+    options.push(
+        match (
+            wanted.readonly || wanted.image.is_some(),
+            wanted.recursive_read_only,
+        ) {
+            (_, true) => "rro",
+            (true, false) => "ro",
+            (false, false) => "rw",
+        },
+    );
+    for option in &wanted.options {
+        if !EXTRA_OPTIONS.contains(&option.as_str()) {
+            return Err(Invalid::new(
+                format!("mounts[{n}].mount_options"),
+                format!("{option:?} is not one of {}", EXTRA_OPTIONS.join(", ")),
+            ));
+        }
+        options.push(option);
+    }
+    let mut mount = mount(
+        "bind",
+        &source.to_string_lossy(),
+        &clean(&wanted.container_path),
+        &options,
+    );
+    if !wanted.uid_mappings.is_empty() {
+        mount.set_uid_mappings(Some(id_mappings(&wanted.uid_mappings)));
+        mount.set_gid_mappings(Some(id_mappings(&wanted.gid_mappings)));
+    }
+    Ok(mount)
+}
+
+/// Lexically, as the container will see it: `/a//b/../c/` is `/a/c`. The launcher resolves inside the root anyway.
+fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            _ => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// A volume that propagates outward needs a root that is not private.
+pub(crate) fn root_propagation(container: &ContainerSpec) -> Option<&'static str> {
+    let has = |propagation| {
+        container
+            .mounts
+            .iter()
+            .any(|mount| mount.propagation == propagation)
+    };
+    if has(Propagation::Bidirectional) {
+        Some("rshared")
+    } else if has(Propagation::HostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
+}
