@@ -1,0 +1,358 @@
+//! RuntimeService, one file per call.
+
+mod container_status;
+mod create_container;
+mod exec_sync;
+mod list_containers;
+mod list_pod_sandbox;
+mod pod_sandbox_status;
+mod remove_container;
+mod remove_pod_sandbox;
+mod reopen_container_log;
+mod run_pod_sandbox;
+mod runtime_config;
+mod start_container;
+mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+mod update_runtime_config;
+mod version;
+
+use holdfast_cri_api::v1;
+use holdfast_cri_api::v1::runtime_service_server::RuntimeService;
+use tokio_stream::Pending;
+use tonic::{Request, Response, Status};
+
+use crate::{Services, call, unbuilt};
+
+pub struct RuntimeCalls(pub Services);
+
+type Reply<T> = Result<Response<T>, Status>;
+type Nothing<T> = Pending<Result<T, Status>>;
+
+#[tonic::async_trait]
+impl RuntimeService for RuntimeCalls {
+    type StreamPodSandboxesStream = Nothing<v1::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Nothing<v1::StreamContainersResponse>;
+    type StreamContainerStatsStream = Nothing<v1::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Nothing<v1::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Nothing<v1::StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = Nothing<v1::ContainerEventResponse>;
+
+    async fn version(&self, request: Request<v1::VersionRequest>) -> Reply<v1::VersionResponse> {
+        let work = async { version::call(&self.0, request.into_inner()) };
+        call::run("Version", "", Some(call::READ), work).await
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Reply<v1::StatusResponse> {
+        let work = async { status::call(&self.0, request.into_inner()) };
+        call::run("Status", "", Some(call::READ), work).await
+    }
+
+    async fn runtime_config(
+        &self,
+        request: Request<v1::RuntimeConfigRequest>,
+    ) -> Reply<v1::RuntimeConfigResponse> {
+        let work = async { runtime_config::call(&self.0, request.into_inner()) };
+        call::run("RuntimeConfig", "", Some(call::READ), work).await
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Reply<v1::UpdateRuntimeConfigResponse> {
+        let work = async { update_runtime_config::call(&self.0, request.into_inner()) };
+        call::run("UpdateRuntimeConfig", "", Some(call::READ), work).await
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Reply<v1::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let subject = run_pod_sandbox::subject(&request);
+        call::run(
+            "RunPodSandbox",
+            &subject,
+            Some(call::CHANGE),
+            run_pod_sandbox::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Reply<v1::StopPodSandboxResponse> {
+        let request = request.into_inner();
+        let subject = request.pod_sandbox_id.clone();
+        call::run(
+            "StopPodSandbox",
+            &subject,
+            Some(call::CHANGE),
+            stop_pod_sandbox::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Reply<v1::RemovePodSandboxResponse> {
+        let request = request.into_inner();
+        let subject = request.pod_sandbox_id.clone();
+        call::run(
+            "RemovePodSandbox",
+            &subject,
+            Some(call::CHANGE),
+            remove_pod_sandbox::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Reply<v1::PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let subject = request.pod_sandbox_id.clone();
+        call::run("PodSandboxStatus", &subject, Some(call::READ), async {
+            pod_sandbox_status::call(&self.0, request)
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Reply<v1::ListPodSandboxResponse> {
+        let work = async { list_pod_sandbox::call(&self.0, request.into_inner()) };
+        call::run("ListPodSandbox", "", Some(call::READ), work).await
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Reply<v1::CreateContainerResponse> {
+        let request = request.into_inner();
+        let subject = create_container::subject(&request);
+        call::run(
+            "CreateContainer",
+            &subject,
+            Some(call::CHANGE),
+            create_container::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Reply<v1::StartContainerResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        call::run(
+            "StartContainer",
+            &subject,
+            Some(call::CHANGE),
+            start_container::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Reply<v1::StopContainerResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        call::run(
+            "StopContainer",
+            &subject,
+            None,
+            stop_container::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Reply<v1::RemoveContainerResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        call::run(
+            "RemoveContainer",
+            &subject,
+            Some(call::CHANGE),
+            remove_container::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Reply<v1::ContainerStatusResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        call::run("ContainerStatus", &subject, Some(call::READ), async {
+            container_status::call(&self.0, request)
+        })
+        .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Reply<v1::ListContainersResponse> {
+        let work = async { list_containers::call(&self.0, request.into_inner()) };
+        call::run("ListContainers", "", Some(call::READ), work).await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Reply<v1::ReopenContainerLogResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        call::run(
+            "ReopenContainerLog",
+            &subject,
+            Some(call::READ),
+            reopen_container_log::call(&self.0, request),
+        )
+        .await
+    }
+
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Reply<v1::ExecSyncResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        call::run("ExecSync", &subject, None, exec_sync::call(&self.0, request)).await
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        _: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Reply<Self::StreamPodSandboxesStream> {
+        Err(unbuilt::list_stream("StreamPodSandboxes", "ListPodSandbox"))
+    }
+
+    async fn stream_containers(
+        &self,
+        _: Request<v1::StreamContainersRequest>,
+    ) -> Reply<Self::StreamContainersStream> {
+        Err(unbuilt::list_stream("StreamContainers", "ListContainers"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Reply<v1::UpdatePodSandboxResourcesResponse> {
+        Err(unbuilt::update("UpdatePodSandboxResources"))
+    }
+
+    async fn update_container_resources(
+        &self,
+        _: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Reply<v1::UpdateContainerResourcesResponse> {
+        Err(unbuilt::update("UpdateContainerResources"))
+    }
+
+    async fn exec(&self, _: Request<v1::ExecRequest>) -> Reply<v1::ExecResponse> {
+        Err(unbuilt::streaming("Exec"))
+    }
+
+    async fn attach(&self, _: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
+        Err(unbuilt::streaming("Attach"))
+    }
+
+    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Reply<v1::PortForwardResponse> {
+        Err(unbuilt::streaming("PortForward"))
+    }
+
+    async fn container_stats(
+        &self,
+        _: Request<v1::ContainerStatsRequest>,
+    ) -> Reply<v1::ContainerStatsResponse> {
+        Err(unbuilt::stats("ContainerStats"))
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: Request<v1::ListContainerStatsRequest>,
+    ) -> Reply<v1::ListContainerStatsResponse> {
+        Err(unbuilt::stats("ListContainerStats"))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        _: Request<v1::StreamContainerStatsRequest>,
+    ) -> Reply<Self::StreamContainerStatsStream> {
+        Err(unbuilt::stats("StreamContainerStats"))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<v1::PodSandboxStatsRequest>,
+    ) -> Reply<v1::PodSandboxStatsResponse> {
+        Err(unbuilt::stats("PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Reply<v1::ListPodSandboxStatsResponse> {
+        Err(unbuilt::stats("ListPodSandboxStats"))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Reply<Self::StreamPodSandboxStatsStream> {
+        Err(unbuilt::stats("StreamPodSandboxStats"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Reply<v1::ListMetricDescriptorsResponse> {
+        Err(unbuilt::stats("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Reply<v1::ListPodSandboxMetricsResponse> {
+        Err(unbuilt::stats("ListPodSandboxMetrics"))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Reply<Self::StreamPodSandboxMetricsStream> {
+        Err(unbuilt::stats("StreamPodSandboxMetrics"))
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Reply<Self::GetContainerEventsStream> {
+        Err(unbuilt::events())
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<v1::CheckpointContainerRequest>,
+    ) -> Reply<v1::CheckpointContainerResponse> {
+        Err(unbuilt::checkpoint("CheckpointContainer"))
+    }
+
+    async fn checkpoint_pod(&self, _: Request<v1::CheckpointPodRequest>) -> Reply<v1::CheckpointPodResponse> {
+        Err(unbuilt::checkpoint("CheckpointPod"))
+    }
+
+    async fn restore_pod(&self, _: Request<v1::RestorePodRequest>) -> Reply<v1::RestorePodResponse> {
+        Err(unbuilt::checkpoint("RestorePod"))
+    }
+}

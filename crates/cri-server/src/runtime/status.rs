@@ -1,0 +1,60 @@
+//! RuntimeService.Status
+
+use std::collections::BTreeMap;
+
+use holdfast_cri_api::v1;
+use tonic::Status;
+
+use crate::Services;
+
+pub fn call(services: &Services, request: v1::StatusRequest) -> Result<v1::StatusResponse, Status> {
+    let runtime = services.engine.readiness();
+    let network = services.engine.network_status();
+    let conditions = vec![
+        condition(
+            "RuntimeReady",
+            runtime.ready,
+            if runtime.ready { "" } else { "RuntimeNotReady" },
+            &runtime.message,
+        ),
+        condition("NetworkReady", network.ready, &network.reason, &network.message),
+    ];
+    let features = v1::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: services.node.recursive_read_only,
+        // Not before every part of it is there: idmapped roots, volumes and devices.
+        user_namespaces: false,
+    };
+    let mut info = BTreeMap::new();
+    if request.verbose {
+        info.insert("config".to_owned(), services.node.config.to_string());
+        let cni = network.config.map(|config| config.to_string());
+        info.insert("cniconfig".to_owned(), cni.unwrap_or_default());
+    }
+    Ok(v1::StatusResponse {
+        status: Some(v1::RuntimeStatus { conditions }),
+        info,
+        runtime_handlers: services
+            .node
+            .handlers
+            .iter()
+            .map(|name| v1::RuntimeHandler {
+                name: name.clone(),
+                features: Some(features),
+            })
+            .collect(),
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: true,
+        }),
+    })
+}
+
+fn condition(name: &str, status: bool, reason: &str, message: &str) -> v1::RuntimeCondition {
+    v1::RuntimeCondition {
+        r#type: name.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}

@@ -1,0 +1,14 @@
+//! RuntimeService.StopPodSandbox. What is gone is a success.
+
+use holdfast_cri_api::v1;
+use tonic::Status;
+
+use crate::{Services, error};
+
+pub async fn call(
+    services: &Services,
+    request: v1::StopPodSandboxRequest,
+) -> Result<v1::StopPodSandboxResponse, Status> {
+    error::gone_is_fine(services.engine.stop_pod_sandbox(&request.pod_sandbox_id).await)?;
+    Ok(v1::StopPodSandboxResponse {})
+}

@@ -1,0 +1,33 @@
+//! Calls of the CRI that this release does not answer. None of them is advertised.
+
+use tonic::Status;
+
+pub fn streaming(call: &str) -> Status {
+    Status::unimplemented(format!(
+        "{call} needs the streaming server, which this release does not have; ExecSync works"
+    ))
+}
+
+pub fn stats(call: &str) -> Status {
+    Status::unimplemented(format!(
+        "{call}: this release collects no statistics; kubelet falls back to cAdvisor"
+    ))
+}
+
+pub fn list_stream(call: &str, instead: &str) -> Status {
+    Status::unimplemented(format!("{call} is not built yet: use {instead}"))
+}
+
+pub fn events() -> Status {
+    Status::unimplemented("GetContainerEvents is not built yet: kubelet falls back to listing")
+}
+
+pub fn update(call: &str) -> Status {
+    Status::unimplemented(format!("{call}: this release cannot change limits of what runs"))
+}
+
+pub fn checkpoint(call: &str) -> Status {
+    Status::unimplemented(format!(
+        "{call}: restoring archives that somebody else made is where container escapes come from; it is left out"
+    ))
+}
