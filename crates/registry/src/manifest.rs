@@ -160,14 +160,14 @@ pub(crate) fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<(MediaTy
         _ => None,
     };
     let header = content_type.and_then(MediaType::parse);
-    if let (Some(inner), Some(outer)) = (stated, header) {
-        if inner.is_index() != outer.is_index() {
-            return Err(format!(
-                "manifest says that it is {} but was served as {}",
-                inner.as_str(),
-                outer.as_str()
-            ));
-        }
+    if let (Some(inner), Some(outer)) = (stated, header)
+        && inner.is_index() != outer.is_index()
+    {
+        return Err(format!(
+            "manifest says that it is {} but was served as {}",
+            inner.as_str(),
+            outer.as_str()
+        ));
     }
     let media_type = stated.or(header).unwrap_or(if probe.manifests.is_some() {
         MediaType::OciIndex

@@ -225,14 +225,14 @@ async fn read_whole(
             return Err(too_big(n.to_string()));
         }
     }
-    if let (Some(announced), Some(expected)) = (announced, size) {
-        if announced != expected {
-            return Err(Fault::Size {
-                what: "manifest".into(),
-                announced,
-                expected,
-            });
-        }
+    if let (Some(announced), Some(expected)) = (announced, size)
+        && announced != expected
+    {
+        return Err(Fault::Size {
+            what: "manifest".into(),
+            announced,
+            expected,
+        });
     }
     let mut out = BytesMut::new();
     while let Some(chunk) = body.chunk(stall).await? {
@@ -241,14 +241,14 @@ async fn read_whole(
             return Err(too_big(format!("more than {limit}")));
         }
     }
-    if let Some(expected) = announced.or(size) {
-        if (out.len() as u64) < expected {
-            return Err(Fault::Truncated {
-                what: "manifest".into(),
-                got: out.len() as u64,
-                expected,
-            });
-        }
+    if let Some(expected) = announced.or(size)
+        && (out.len() as u64) < expected
+    {
+        return Err(Fault::Truncated {
+            what: "manifest".into(),
+            got: out.len() as u64,
+            expected,
+        });
     }
     Ok(out.freeze())
 }

@@ -25,8 +25,9 @@ use crate::error::Fault;
 use crate::proxy::Proxy;
 use dial::Stream;
 
-/// The largest read, and with it the largest chunk: several times a core's L2 cache would gain nothing.
-const READ_BUFFER: usize = 512 << 10;
+/// What a read asks for at most; hyper's buffer may hold twice as much, which is then the largest chunk. It stays well
+/// inside a core's L2 cache, where the consumer finds it again.
+const READ_BUFFER: usize = 256 << 10;
 const MAX_HEADERS: usize = 100;
 /// Idle connections kept for one host within a pull.
 const MAX_IDLE: usize = 8;
@@ -100,18 +101,17 @@ impl Pool {
             .proxy
             .select(&uri)
             .filter(|_| uri.scheme() == Some(&http::uri::Scheme::HTTP));
-        if let Some(proxy) = forward {
-            if let Some(value) = &proxy.authorization {
-                request.headers_mut().insert(PROXY_AUTHORIZATION, value.clone());
-            }
+        if let Some(proxy) = forward
+            && let Some(value) = &proxy.authorization
+        {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, value.clone());
         }
-        if !request.headers().contains_key(HOST) {
-            if let Some(value) = uri
+        if !request.headers().contains_key(HOST)
+            && let Some(value) = uri
                 .authority()
                 .and_then(|a| http::HeaderValue::from_str(without_userinfo(a.as_str())).ok())
-            {
-                request.headers_mut().insert(HOST, value);
-            }
+        {
+            request.headers_mut().insert(HOST, value);
         }
         if forward.is_none() {
             // Origin form; only a proxy is sent the whole URI.

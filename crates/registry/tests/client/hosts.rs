@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_registry::{Digest, Error, Pull, Reference, Resolved, Verify};
+use holdfast_registry::{Client, Config, Digest, Error, Proxy, Pull, Reference, Resolved, Verify};
 
 use crate::server::{Image, Reply, Server, client, content_range, not_found, platform, put_hosts, range};
 
@@ -241,4 +241,49 @@ async fn a_broken_file_is_named_with_its_line() {
         error.contains("images.example/hosts.toml:2: unknown key \"skip_verfy\""),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn proxies() {
+    let image = Image::new(10);
+    let proxy = Server::start(move |seen| match seen.method.as_str() {
+        "CONNECT" => Reply::new(407, "who are you?"),
+        _ => image.serve(seen),
+    })
+    .await;
+    let url = format!("http://user:s3cret@{}", proxy.address);
+    let dir = tempfile::tempdir().unwrap();
+    put_hosts(dir.path(), "plain.example", "server = \"http://plain.example\"");
+    let client = Client::new(Config {
+        certs_d: vec![dir.path().into()],
+        proxy: Proxy::new(Some(&url), Some(&url), None).unwrap(),
+        ..Config::default()
+    });
+    let reference = Reference::parse("plain.example/team/app:1").unwrap();
+    client
+        .pull(&reference, None)
+        .await
+        .unwrap()
+        .resolve(&platform())
+        .await
+        .unwrap();
+    let seen = &proxy.seen()[0];
+    assert_eq!(
+        (seen.header("host"), seen.header("proxy-authorization")),
+        ("plain.example", "Basic dXNlcjpzM2NyZXQ=")
+    );
+    let reference = Reference::parse("secure.example/team/app:1").unwrap();
+    let error = client
+        .pull(&reference, None)
+        .await
+        .unwrap()
+        .resolve(&platform())
+        .await
+        .unwrap_err()
+        .to_string();
+    let wanted = format!(
+        "proxy {}: refused CONNECT secure.example:443: HTTP/1.1 407",
+        proxy.address
+    );
+    assert!(error.contains(&wanted) && !error.contains("s3cret"), "{error}");
 }
