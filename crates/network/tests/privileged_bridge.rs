@@ -285,19 +285,16 @@ fn a_failed_setup_leaves_nothing() {
 }
 
 #[test]
-fn a_namespace_that_somebody_holds_is_taken_off_the_bridge_by_its_failure_to_die() {
-    // The interface of a stopped pod is left to its namespace; until that dies the pod stays listed as draining, and a
-    // second teardown changes nothing.
+fn the_interface_of_a_stopped_pod_is_left_to_its_namespace() {
+    // Until that dies the pod stays listed as draining, and a second teardown changes nothing.
     let host = Host::new();
     block_on(async {
         let network = Network::open(host.config()).unwrap();
         let a = pod(&network, 1, &[]).await;
-        let began = Instant::now();
         network.teardown(&a.id).await.unwrap();
         assert!(
-            began.elapsed().as_millis() < 15,
-            "{:?}: a link was deleted on the way",
-            began.elapsed()
+            sh("ip -o link").contains(": hf"),
+            "deleting a link takes 20 ms; its namespace is to do that"
         );
         network.teardown(&a.id).await.unwrap();
         assert_eq!(network.draining(), [a.id]);
