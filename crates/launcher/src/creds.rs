@@ -111,22 +111,13 @@ impl Credentials {
     /// Becomes the user, with these capabilities and no more. Everything else that needs privileges was done before;
     /// installing a seccomp filter without no_new_privs is `seccomp`'s concern, called where it still may.
     pub fn assume(&self, seccomp: impl FnOnce() -> Result<()>) -> Result<()> {
-        let drop_bounding = || {
-            (0..64u32)
-                .filter(|n| self.caps.bounding & (1 << n) == 0)
-                .try_for_each(|n| match process::control(Control::DropBounding(n)) {
-                    // Numbers that this kernel does not have yet.
-                    Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
-                    other => other,
-                })
-        };
         let mut seccomp = Some(seccomp);
         if !self.no_new_privs
             && let Some(install) = seccomp.take()
         {
             install()?;
         }
-        drop_bounding().at(|| "drop capabilities from the bounding set")?;
+        drop_bounding(self.caps.bounding)?;
         process::control(Control::KeepCapabilities(true)).at(|| "keep capabilities")?;
         process::set_ids(self.uid, self.gid, &self.groups)
             .at(|| format!("become user {} and group {}", self.uid, self.gid))?;
@@ -157,6 +148,18 @@ impl Credentials {
             .try_for_each(|n| process::control(Control::RaiseAmbient(n)))
             .at(|| "raise ambient capabilities")
     }
+}
+
+/// Keeps only `keep` in the bounding set.
+pub(crate) fn drop_bounding(keep: u64) -> Result<()> {
+    for number in (0..64u32).filter(|n| keep & (1 << n) == 0) {
+        match process::control(Control::DropBounding(number)) {
+            // The first number that this kernel does not know: there are no others above it.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => break,
+            other => other.at(|| "drop capabilities from the bounding set")?,
+        }
+    }
+    Ok(())
 }
 
 impl Caps {

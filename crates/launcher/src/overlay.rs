@@ -17,6 +17,7 @@ use rustix::mount::{
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change, open_tree,
 };
 
+use crate::error::Kind;
 use crate::fault::{Context, Fault, Result};
 use crate::place::attach;
 use crate::procfs::Procfs;
@@ -152,8 +153,14 @@ impl Overlay<'_> {
                     idmap: Some(mapping.user),
                     ..Attributes::default()
                 };
-                set_attributes(clone.as_fd(), attributes)
-                    .at(|| format!("map the ids of the layer {}", path.display()))?;
+                set_attributes(clone.as_fd(), attributes).map_err(|e| {
+                    let what = format!("map the ids of the layer {}", path.display());
+                    let fault = Fault::system(what, &e);
+                    match e.raw_os_error() {
+                        Some(libc::EINVAL) => fault.kind(Kind::Unsupported), // the file system cannot
+                        _ => fault,
+                    }
+                })?;
                 Ok(clone)
             })
             .collect::<Result<Vec<_>>>()?;

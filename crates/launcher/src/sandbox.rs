@@ -20,6 +20,7 @@ use crate::building::{Building, Made, Slot, start};
 use crate::cgroup::{Place, kill_and_wait};
 use crate::channel::{Word, listen_exec, say};
 use crate::container::{Stepped, by_stepper};
+use crate::creds::drop_bounding;
 use crate::error::Error;
 use crate::fault::{Context, Fault, Result};
 use crate::init::{become_root, close_others, pivot};
@@ -259,12 +260,7 @@ impl Stage<'_> {
         sysctl::apply(sysctls, self.own, self.proc)?;
         process::reset_signals().at(|| "reset signals")?;
         rustix::process::setsid().at(|| "make a session")?;
-        for number in 0..64 {
-            match process::control(Control::DropBounding(number)) {
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
-                other => other.at(|| "drop capabilities from the bounding set")?,
-            }
-        }
+        drop_bounding(0)?;
         process::set_ids(pause.id, pause.id, &[]).at(|| "become pause's user")?;
         let none = CapabilitySets {
             effective: CapabilitySet::empty(),

@@ -328,15 +328,32 @@ impl Lab {
         self.try_create_on(pod, spec, None)
     }
 
+    /// In the given cgroup, where there is one.
+    #[track_caller]
+    pub fn create_in(&self, pod: &Pod, spec: &Value, cgroup: Option<String>) -> Running {
+        self.try_create_full(pod, spec, None, cgroup)
+            .unwrap_or_else(|e| panic!("create: {e}"))
+    }
+
     pub fn try_create_on(
         &self,
         pod: &Pod,
         spec: &Value,
         rootfs: Option<Rootfs>,
     ) -> Result<Running, holdfast_launcher::Error> {
+        self.try_create_full(pod, spec, rootfs, None)
+    }
+
+    fn try_create_full(
+        &self,
+        pod: &Pod,
+        spec: &Value,
+        rootfs: Option<Rootfs>,
+        cgroup: Option<String>,
+    ) -> Result<Running, holdfast_launcher::Error> {
         let number = self.next.replace(self.next.get() + 1);
         let id = format!("c{number}");
-        let cgroup = format!("{}/{id}", self.cgroup);
+        let cgroup = cgroup.unwrap_or_else(|| format!("{}/{id}", self.cgroup));
         let bytes = serde_json::to_vec(spec).unwrap();
         let terminal = spec["process"]["terminal"] == true;
         let (out, err, stdio) = if terminal {
