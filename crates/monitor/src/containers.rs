@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_launcher::{Barrier, Built, CgroupRef, ContainerPlan, Rootfs, Stdio as ChildStdio};
 use holdfast_monitor_api::message::{
-    self, ContainerCreated, ContainerStarted, CreateContainer, Exit, Failure, FailureKind, LogTrouble, Phase,
-    event, reply,
+    self, ContainerCreated, ContainerStarted, CreateContainer, Exit, Failure, FailureKind, Phase, reply,
 };
 use holdfast_monitor_api::{ContainerDescriptors, Stdio};
 use holdfast_sys::pidfd::Ended;
@@ -28,12 +27,14 @@ use crate::error::{failed, failure, kind_of};
 use crate::job::Outcome;
 use crate::monitor::{Asker, BUILD_LIMIT, Goal, Monitor, Purpose};
 use crate::poller::{Poller, Token};
-use crate::pump::{Notice, Pump, Reason, Streams};
+use crate::pump::{Pump, Reason, Streams};
 
 /// Containers of one pod, exited ones included.
 const CONTAINERS: usize = 1024;
 /// Longest that a log may take to be opened at creation.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// How long a killed init may take to be reaped once its cgroup is empty.
+const REAP_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -63,6 +64,8 @@ pub(crate) struct Container {
     /// The event waits until the log is drained, at most until then.
     pub event_due: Option<Instant>,
     pub removing: Vec<Asker>,
+    /// Its cgroup is removed, its processes are dead; the removal waits for init to be reaped, at most until then.
+    pub gone_by: Option<Instant>,
     /// When to look again how an adopted container ended, and until when.
     pub retry: Option<(Instant, Instant)>,
 }
@@ -74,7 +77,7 @@ pub(crate) struct Creating {
     /// The outer ends of the pipes; none with a terminal.
     stdio: Option<Stdio>,
     log_state: OwnedFd,
-    opened: bool,
+    pub opened: bool,
     warnings: Vec<String>,
     deadline: Instant,
 }
@@ -103,6 +106,7 @@ impl Container {
             exit: None,
             event_due: None,
             removing: Vec::new(),
+            gone_by: None,
             retry: None,
         }
     }
@@ -116,7 +120,10 @@ impl Container {
         let creating = self.creating.as_ref().map(|creating| creating.deadline);
         let retry = self.retry.map(|(at, _)| at);
         let log = self.log.paused_until;
-        [creating, retry, log, self.event_due].into_iter().flatten().min()
+        [creating, retry, log, self.event_due, self.gone_by]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -246,7 +253,7 @@ impl Monitor {
     }
 
     /// Answers a create once everything it waits for is there.
-    fn creation_progress(&mut self, key: u32) {
+    pub(crate) fn creation_progress(&mut self, key: u32) {
         let Some(container) = self.containers.iter_mut().find(|container| container.key == key) else {
             return;
         };
@@ -396,197 +403,36 @@ impl Monitor {
         Ok(())
     }
 
+    /// The cgroup is gone, or could not be made to go.
     pub(crate) fn removed(&mut self, key: u32, outcome: Outcome) {
-        // Its processes are dead; what is still to be reaped is reaped now, so that the exit is on record first.
+        // A process leaves its cgroup a moment before it can be reaped.
         self.reap();
         let Some(container) = self.container(key) else {
             return;
         };
-        let askers = std::mem::take(&mut container.removing);
-        let over = container.is_over() || container.ended.is_some() || !container.ours;
-        let outcome = match outcome {
-            Ok(_) if over => Ok(()),
-            Ok(_) => {
-                let text = format!("container {} was killed but has not ended", container.id);
-                Err(failure(FailureKind::Precondition, text))
-            }
-            Err(failure) => Err(failure),
+        match outcome {
+            Err(failure) => self.finish_removal(key, &Err(failure)),
+            Ok(_) if container.exit.is_some() || !container.ours => self.finish_removal(key, &Ok(())),
+            Ok(_) => container.gone_by = Some(Instant::now() + REAP_LIMIT),
+        }
+    }
+
+    /// Forgets a container whose end is on record, and tells those who wait for that.
+    pub(crate) fn finish_removal(&mut self, key: u32, outcome: &Result<(), Failure>) {
+        self.send_exit(key);
+        let Some(container) = self.container(key) else {
+            return;
         };
-        if outcome.is_ok() {
-            if let Some(container) = self.take_container(key) {
-                self.forget_exit(&container.id);
-            }
+        container.gone_by = None;
+        let askers = std::mem::take(&mut container.removing);
+        if outcome.is_ok()
+            && let Some(container) = self.take_container(key)
+        {
+            self.forget_exit(&container.id);
         }
         for asker in askers {
             self.answer_done(asker, outcome.clone());
         }
-    }
-
-    pub(crate) fn reopen_log(&mut self, asker: Asker, id: &str) -> Result<(), Failure> {
-        let container = self.known(id)?;
-        let key = container.key;
-        if container.log_path.is_empty() || container.descriptors.is_none() {
-            // Nothing is being written, so there is nothing to open; the file stays as the kubelet left it.
-            let text = format!("container {id} writes no log now");
-            return Err(failure(FailureKind::Precondition, text));
-        }
-        container.reopening.push(asker);
-        if container.reopening.len() == 1 && !container.log.reopen() {
-            self.start_pump(key, Reason::Open);
-        }
-        Ok(())
-    }
-
-    /// Output has come while no pump ran.
-    pub(crate) fn output_ready(&mut self, key: u32) {
-        self.start_pump(key, Reason::Output);
-    }
-
-    fn start_pump(&mut self, key: u32, reason: Reason) {
-        let Some(container) = self.container(key) else {
-            return;
-        };
-        let Some(streams) = container
-            .descriptors
-            .as_ref()
-            .and_then(|descriptors| Streams::of(descriptors, &container.log_path))
-        else {
-            return;
-        };
-        if let Err(error) = container.log.start(streams, reason) {
-            eprintln!(
-                "holdfast-monitor: container {}: cannot start a log pump: {error}",
-                container.id
-            );
-            let text = failed("cannot start a log pump", &error);
-            for asker in std::mem::take(&mut container.reopening) {
-                self.answer_done(asker, Err(text.clone()));
-            }
-            return;
-        }
-        self.watch_pump(key);
-    }
-
-    /// Watches a pump that was just started. Its sources are one-shot and need not be taken off the poller.
-    pub(crate) fn watch_pump(&mut self, key: u32) {
-        let container = self.containers.iter().find(|container| container.key == key);
-        if let Some(running) = container.and_then(|container| container.log.running.as_ref()) {
-            let _ = self.poller.watch(&running.control, Token::Pump(key));
-        }
-    }
-
-    /// Watches the streams of a container whose pump rests.
-    pub(crate) fn watch_output(&mut self, key: u32) {
-        let Some(container) = self.containers.iter().find(|container| container.key == key) else {
-            return;
-        };
-        let log = &container.log;
-        if log.running.is_some() || log.drained || log.paused_until.is_some() || container.creating.is_some()
-        {
-            return;
-        }
-        let stdio = container
-            .descriptors
-            .as_ref()
-            .map(|descriptors| &descriptors.stdio);
-        for (_, fd) in log.sources(stdio) {
-            let _ = self.poller.watch_once(fd, Token::Output(key));
-        }
-    }
-
-    pub(crate) fn pump_ready(&mut self, key: u32) {
-        loop {
-            let Some(container) = self.containers.iter_mut().find(|container| container.key == key) else {
-                return;
-            };
-            // The descriptor goes with the pump's end: off the poller first.
-            let control = container
-                .log
-                .running
-                .as_ref()
-                .and_then(|running| running.control.try_clone().ok());
-            match container.log.notice() {
-                Ok(Some(notice)) => self.pump_says(key, notice),
-                Ok(None) => {
-                    if let Some(control) = control {
-                        self.poller.forget(control);
-                    }
-                    return self.pump_ended(key);
-                }
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn pump_says(&mut self, key: u32, notice: Notice) {
-        let Some(container) = self.container(key) else {
-            return;
-        };
-        let container_id = container.id.clone();
-        match notice {
-            Notice::Opened { errno } => self.log_opened(key, errno),
-            Notice::Drained => self.log_drained(key),
-            Notice::Trouble { errno } => self.event(event::Body::LogTrouble(LogTrouble {
-                container_id,
-                error: std::io::Error::from_raw_os_error(errno).to_string(),
-                dropped_bytes: 0,
-            })),
-            Notice::Recovered { dropped } => self.event(event::Body::LogTrouble(LogTrouble {
-                container_id,
-                error: String::new(),
-                dropped_bytes: dropped,
-            })),
-            Notice::Ended { .. } | Notice::Hangup => {}
-        }
-    }
-
-    fn log_opened(&mut self, key: u32, errno: i32) {
-        let Some(container) = self.container(key) else {
-            return;
-        };
-        let path = container.log_path.clone();
-        let outcome = match errno {
-            0 => Ok(()),
-            errno => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                Err(failed(&format!("cannot open log {path}"), &error))
-            }
-        };
-        if let Some(creating) = &mut container.creating {
-            creating.opened = true;
-            return match outcome {
-                Ok(()) => self.creation_progress(key),
-                Err(failure) => self.create_failed(key, failure),
-            };
-        }
-        for asker in std::mem::take(&mut container.reopening) {
-            self.answer_done(asker, outcome.clone());
-        }
-    }
-
-    fn pump_ended(&mut self, key: u32) {
-        let Some(container) = self.container(key) else {
-            return;
-        };
-        if container
-            .creating
-            .as_ref()
-            .is_some_and(|creating| !creating.opened)
-        {
-            let failure = failure(
-                FailureKind::Internal,
-                "the log pump ended before the log was open",
-            );
-            return self.create_failed(key, failure);
-        }
-        if !container.reopening.is_empty() {
-            // It ended of itself just as it was asked.
-            return self.start_pump(key, Reason::Open);
-        }
-        if container.log.finishing && !container.log.drained {
-            return self.finish_log(key);
-        }
-        self.watch_output(key);
     }
 
     pub(crate) fn containers_on_time(&mut self, now: Instant) {
@@ -617,6 +463,11 @@ impl Monitor {
                 }
                 continue;
             }
+            if due(container.gone_by) {
+                let text = format!("container {} was killed but does not end", container.id);
+                self.finish_removal(key, &Err(failure(FailureKind::Precondition, text)));
+                continue;
+            }
             let event_due = due(container.event_due);
             let retry_due = due(container.retry.map(|(at, _)| at));
             if due(container.log.paused_until) {
@@ -631,19 +482,10 @@ impl Monitor {
             }
         }
     }
-
-    /// An ended container's output is all in the log: its descriptors are no longer needed.
-    pub(crate) fn log_drained(&mut self, key: u32) {
-        let container = self.containers.iter_mut().find(|container| container.key == key);
-        if let Some(container) = container.filter(|container| container.exit.is_some()) {
-            let_go(&self.poller, container);
-            self.send_exit(key);
-        }
-    }
 }
 
 /// Closes a container's descriptors.
-fn let_go(poller: &Poller, container: &mut Container) {
+pub(crate) fn let_go(poller: &Poller, container: &mut Container) {
     if let Some(barrier) = container.barrier.take() {
         poller.forget(barrier.status_fd());
     }

@@ -135,7 +135,9 @@ impl Monitor {
         let kill_rest = !container.own_pid_namespace;
         let killed = ended == Some(Ended::Signaled(libc::SIGKILL));
         let cgroup = container.cgroup.clone();
-        if (kill_rest || killed) && !cgroup.path.is_empty() {
+        // One that is being removed we killed ourselves, with all its processes.
+        let settle = (kill_rest || killed) && container.removing.is_empty();
+        if settle && !cgroup.path.is_empty() {
             let purpose = Purpose::Settle { container: key };
             self.start_cgroup_job(purpose, move |all| cgroup::settle(all, &cgroup, kill_rest));
         } else {
@@ -162,7 +164,11 @@ impl Monitor {
         container.exit = Some(exit.clone());
         container.phase = Phase::Exited;
         container.event_due = Some(Instant::now() + DRAIN_WAIT);
+        let gone = container.gone_by.is_some();
         self.record(&exit);
+        if gone {
+            return self.finish_removal(key, &Ok(()));
+        }
         self.finish_log(key);
     }
 
@@ -191,10 +197,9 @@ impl Monitor {
         let Some(container) = self.container(key) else {
             return;
         };
-        if container.event_due.take().is_some() {
-            if let Some(exit) = container.exit.clone() {
-                self.event(event::Body::Exited(exit));
-            }
+        let due = container.event_due.take();
+        if let (Some(_), Some(exit)) = (due, container.exit.clone()) {
+            self.event(event::Body::Exited(exit));
         }
     }
 

@@ -6,6 +6,7 @@
 //! | `requests` | the daemon's requests that need no module of their own |
 //! | `sandbox`, `containers`, `exec` | what a request about them does, step by step |
 //! | `exits` | reaping, exit records, the OOM fact |
+//! | `logs` | when a container's pump is started, and what its notices lead to |
 //! | `pump` | container output to CRI logs, in a child that comes and goes |
 //! | `frame`, `clock` | the CRI log format, pure |
 //! | `output` | what an exec printed |
@@ -25,6 +26,7 @@ mod exits;
 mod frame;
 mod job;
 mod link;
+mod logs;
 mod monitor;
 mod output;
 mod poller;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use holdfast_cgroups::Hierarchy;
 use holdfast_launcher::Building;
 use holdfast_monitor_api::message::{Failure, FailureKind, Init, event, reply};
-use holdfast_sys::{heap, process};
+use holdfast_sys::{heap, process, signals};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -115,6 +115,7 @@ pub(crate) fn start() -> Result<Monitor, Error> {
     let _ = rustix::process::setsid();
     let _ = std::env::set_current_dir("/");
     process::control(process::Control::ChildSubreaper(true)).map_err(Error::setup("become a subreaper"))?;
+    signals::default_internal().map_err(Error::setup("reset signals"))?;
     let mut monitor = Monitor::new()?;
     monitor.connect(socket);
     Ok(monitor)
@@ -122,7 +123,7 @@ pub(crate) fn start() -> Result<Monitor, Error> {
 
 impl Monitor {
     pub fn new() -> Result<Self, Error> {
-        let signals = signals().map_err(|errno| Error::setup("watch signals")(errno.into()))?;
+        let signals = watched_signals().map_err(|errno| Error::setup("watch signals")(errno.into()))?;
         let poller = Poller::new().map_err(Error::setup("make an epoll"))?;
         poller
             .watch(&signals, Token::Signals)
@@ -472,7 +473,7 @@ impl Monitor {
 }
 
 /// Blocks the signals that matter or must not kill us, to be read instead. SIGPIPE is ignored by Rust's start-up.
-fn signals() -> nix::Result<SignalFd> {
+fn watched_signals() -> nix::Result<SignalFd> {
     let mut set = SigSet::empty();
     for signal in [
         Signal::SIGCHLD,

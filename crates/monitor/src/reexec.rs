@@ -422,6 +422,7 @@ impl Monitor {
                 pid: state.pump_pid,
                 control: take(control)?,
                 reaped: state.pump_pid == 0,
+                opener: false,
             });
         }
         if !state.descriptors.is_empty() {

@@ -27,7 +27,7 @@ const WRITE: usize = 1024 * 1024;
 const BUSY_READ: usize = 60 * 1024;
 const BIG_PIPE: usize = 1024 * 1024;
 /// What is drained at most of a stream whose container has ended, where the pipe's size cannot be asked.
-const DRAIN: usize = 64 * 1024;
+const DRAIN: usize = 128 * 1024;
 
 /// What the monitor gives a pump.
 pub struct Spec<'a> {
@@ -112,7 +112,7 @@ impl<'a> Child<'a> {
         if self.spec.finish {
             self.finish();
         }
-        while !self.leaving && self.wait() {}
+        while !self.leaving && !self.sources.is_empty() && self.wait() {}
         match self.save() {
             Ok(()) => 0,
             Err(_) => 1,

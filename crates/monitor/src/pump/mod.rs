@@ -38,6 +38,8 @@ pub struct Running {
     pub control: OwnedFd,
     /// Its number may by now be another process's.
     pub reaped: bool,
+    /// It has no streams and only opens the log (of a terminal that is not yet made): it cannot finish anything.
+    pub opener: bool,
 }
 
 /// The pump of one container. It starts idle; [`Pump::sources`] are what to watch then.
@@ -109,6 +111,7 @@ impl Pump {
                     pid,
                     control,
                     reaped: false,
+                    opener: streams.stdio.is_none(),
                 });
                 Ok(())
             }
@@ -130,6 +133,10 @@ impl Pump {
     pub fn finish(&mut self, streams: Streams<'_>) {
         self.finishing = true;
         if let Some(running) = &self.running {
+            if running.opener {
+                // Its end brings us here again.
+                return;
+            }
             if wire::send_command(running.control.as_fd(), Command::Finish).is_ok() {
                 return;
             }
@@ -137,7 +144,9 @@ impl Pump {
         }
         let empty = |fd: &BorrowedFd<'_>| rustix::io::ioctl_fionread(fd).is_ok_and(|bytes| bytes == 0);
         let sources = self.sources(streams.stdio);
-        if state::is_empty(streams.state) && sources.iter().all(|(_, fd)| empty(fd)) {
+        // What a terminal holds may still be on its way to the master, where only a read makes it come.
+        let tty = matches!(streams.stdio, Some(Stdio::Tty { .. }));
+        if !tty && state::is_empty(streams.state) && sources.iter().all(|(_, fd)| empty(fd)) {
             self.drained = true;
             return;
         }
@@ -195,10 +204,10 @@ impl Pump {
     /// Kills a running child, whatever it hangs in; its last words are lost.
     pub fn abandon(&mut self) {
         self.drained = true;
-        if let Some(running) = self.running.take().filter(|running| !running.reaped) {
-            if let Some(pid) = rustix::process::Pid::from_raw(running.pid) {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
+        let running = self.running.take().filter(|running| !running.reaped);
+        // Not reaped, and our child: the number is its own.
+        if let Some(pid) = running.and_then(|running| rustix::process::Pid::from_raw(running.pid)) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 }
