@@ -275,33 +275,3 @@ async fn basic_authentication() {
         assert!(!format!("{error} {error:?}").contains("guess"));
     }
 }
-
-/// Not a test: prints how fast a blob of 500 MB comes, for `cargo test --release -- --ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement"]
-async fn speed() {
-    let registry = Registry::start(false).await;
-    push(&registry, 500_000_000).await;
-    let pull = client()
-        .pull(&registry.reference("team/app:1"), None)
-        .await
-        .unwrap();
-    let image = pull
-        .resolve(&Platform::new("linux", "amd64", None))
-        .await
-        .unwrap();
-    for verify in [Verify::Consumer, Verify::Here, Verify::Consumer, Verify::Here] {
-        let began = Instant::now();
-        let mut blob = pull.blob(&image.manifest.layers[0], verify).await.unwrap();
-        let mut chunks = 0;
-        while let Some(chunk) = blob.chunk().await.unwrap() {
-            chunks += usize::from(!chunk.is_empty());
-        }
-        let seconds = began.elapsed().as_secs_f64();
-        println!(
-            "{verify:?}: {:.0} MB/s, {} KiB a chunk",
-            500.0 / seconds,
-            500_000_000 / chunks / 1024
-        );
-    }
-}
