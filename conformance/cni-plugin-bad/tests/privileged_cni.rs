@@ -245,7 +245,7 @@ fn del_is_repeated_until_it_succeeds_even_by_the_next_daemon() {
         eventually("it succeeds", || network.draining().is_empty()).await;
         network.teardown(&id(2)).await.unwrap();
         assert!(
-            std::fs::read_dir(bad.host.dir.path().join("root/network/pods"))
+            std::fs::read_dir(bad.host.dir.path().join("root/pods"))
                 .unwrap()
                 .next()
                 .is_none()

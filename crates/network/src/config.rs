@@ -21,14 +21,15 @@ pub struct Config {
     pub cni_timeout: Duration,
     /// The built-in network, used while there is no CNI configuration.
     pub bridge: BridgeConfig,
-    /// `<root>/network`: records of addresses and cached CNI results, which outlive the daemon and a reboot.
+    /// The network's own directory (`<root>/network`): records of addresses and cached CNI results, which outlive the
+    /// daemon and a reboot.
     pub root: PathBuf,
     /// The runtime's state directory (tmpfs), where namespaces are bound for external plugins.
     pub state: PathBuf,
 }
 
 impl Config {
-    /// Standard places below the two directories of the daemon.
+    /// Standard places, with the network's own directory and the daemon's state directory.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>, state: impl Into<PathBuf>) -> Self {
         Self {

@@ -176,7 +176,7 @@ pub enum Error {
         after: Duration,
     },
     /// An ADD failed, and so did its unwinding; the latter is repeated in the background.
-    #[error("{add}; unwinding it failed too and is being repeated: {unwind}")]
+    #[error("{}; unwinding it failed too and is being repeated: {}", add.chain(), unwind.chain())]
     Unwind {
         /// The first failure.
         add: Box<Error>,
@@ -205,6 +205,18 @@ impl Error {
             | Self::PluginFailed { .. }
             | Self::PluginGarbage { .. } => Kind::Internal,
         }
+    }
+
+    /// The whole of it for a log line: this error and what caused it.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
     }
 
     /// The kernel's error number, if it was the kernel's answer to a netlink request.

@@ -48,9 +48,8 @@ impl Network {
             ..
         } = config;
         bridge.validate()?;
-        let dir = root.join("network");
-        let book = Arc::new(Book::open(&dir)?);
-        let bridge = Bridge::spawn(bridge, &dir, Arc::clone(&book))?;
+        let book = Arc::new(Book::open(&root)?);
+        let bridge = Bridge::spawn(bridge, &root, Arc::clone(&book))?;
         let executor = cni::Executor::new(cni_bin_dirs, cni_timeout);
         let cni = cni::Loader::start(cni_conf_dir, executor.clone())?;
         let shared = Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
@@ -278,7 +277,7 @@ impl Shared {
         for (id, builtin) in dead {
             if builtin {
                 if let Err(error) = self.teardown(&id).await {
-                    warn!(sandbox = %id, %error, "network of a dead sandbox could not be taken down yet");
+                    warn!(sandbox = %id, error = error.chain(), "network of a dead sandbox could not be taken down yet");
                     self.retry.add(id);
                 }
             } else {
@@ -291,7 +290,7 @@ impl Shared {
             let executor = self.executor.clone();
             tokio::spawn(async move {
                 if let Err(error) = executor.gc(&list, &valid).await {
-                    warn!(network = %list.name, %error, "cni garbage collection failed");
+                    warn!(network = %list.name, error = error.chain(), "cni garbage collection failed");
                 }
             });
         }

@@ -66,7 +66,7 @@ impl Retry {
                     Ok(()) => break,
                     Err(error) => {
                         pause = (pause * 2).clamp(FIRST, LONGEST);
-                        warn!(sandbox = %id, %error, again_in = ?pause, "network teardown failed again");
+                        warn!(sandbox = %id, error = error.chain(), again_in = ?pause, "network teardown failed again");
                     }
                 }
             }

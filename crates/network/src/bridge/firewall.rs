@@ -178,10 +178,9 @@ impl Firewall {
             return;
         }
         if let Err(error) = self.socket.flush_udp(&ports, only_pod.then_some(&pod.ips)) {
-            let error: &dyn std::error::Error = &error;
             tracing::warn!(
                 ?ports,
-                error,
+                error = error.chain(),
                 "cannot flush the connection tracking of udp host ports"
             );
         }

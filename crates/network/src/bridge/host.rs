@@ -123,7 +123,7 @@ fn keep_router_advertisements() {
             && value("forwarding").trim() == "0"
             && let Err(error) = set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "2")
         {
-            warn!(link = %name, %error, "the interface may lose routes that it learned from its router");
+            warn!(link = %name, error = error.chain(), "the interface may lose routes that it learned from its router");
         }
     }
 }

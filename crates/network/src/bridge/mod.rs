@@ -340,7 +340,7 @@ impl Bridge {
             ];
             self.vanishing.expect(&attachment.link, &id);
             for error in steps.into_iter().filter_map(Result::err) {
-                warn!(sandbox = %id, %error, "unwinding a failed network setup");
+                warn!(sandbox = %id, error = error.chain(), "unwinding a failed network setup");
             }
             if self.book.get(&id).is_none() {
                 self.vanishing.forget(&attachment.link);

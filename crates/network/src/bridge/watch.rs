@@ -52,7 +52,10 @@ impl Vanishing {
                     state.listening = true;
                 }
                 Err(error) => {
-                    warn!(%error, "interfaces of stopped pods are only looked for every {PATIENCE:?}");
+                    warn!(
+                        error = error.chain(),
+                        "interfaces of stopped pods are only looked for every {PATIENCE:?}"
+                    );
                 }
             }
         }
@@ -119,7 +122,10 @@ pub(crate) fn start(vanishing: Vanishing, jobs: mpsc::WeakSender<Job>) {
                 socket = change.and_then(|fd| match readable(fd, "cannot watch for vanishing interfaces") {
                     Ok(socket) => Some(socket),
                     Err(error) => {
-                        warn!(%error, "interfaces of stopped pods are only looked for every {PATIENCE:?}");
+                        warn!(
+                            error = error.chain(),
+                            "interfaces of stopped pods are only looked for every {PATIENCE:?}"
+                        );
                         None
                     }
                 });
@@ -144,7 +150,7 @@ pub(crate) fn start(vanishing: Vanishing, jobs: mpsc::WeakSender<Job>) {
                     Ok(()) => {}
                     Err(Error::Stopped) => {}
                     Err(error) => {
-                        error!(sandbox = %id, %error, "cannot free the addresses of a stopped pod yet");
+                        error!(sandbox = %id, error = error.chain(), "cannot free the addresses of a stopped pod yet");
                     }
                 });
                 if jobs.send(job).await.is_err() {

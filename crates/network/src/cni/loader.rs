@@ -99,7 +99,7 @@ impl Loader {
         let Selected::Network(list) = self.state().selected.clone() else {
             return Instant::now() + STATUS_EVERY;
         };
-        let verdict = self.executor.status(&list).await.map_err(|error| explain(&error));
+        let verdict = self.executor.status(&list).await.map_err(|error| error.chain());
         let again = Instant::now()
             + if verdict.is_ok() {
                 STATUS_EVERY
@@ -161,13 +161,6 @@ fn installed(executor: &Executor, selected: &Selected) -> std::result::Result<()
         }
     }
     Ok(())
-}
-
-fn explain(error: &crate::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 fn announce(selected: &Selected) {

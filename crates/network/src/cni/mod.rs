@@ -204,7 +204,7 @@ impl Executor {
             };
             let input = plugin.input(list, &attachment.capabilities, previous);
             if let Err(error) = self.call(list, plugin, Cmd::Del, Some(&target), &input).await {
-                debug!(sandbox = %record.sandbox_id, %error, "cni DEL failed");
+                debug!(sandbox = %record.sandbox_id, error = error.chain(), "cni DEL failed");
                 outcome = outcome.and(Err(error));
             }
         }
