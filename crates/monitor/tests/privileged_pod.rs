@@ -284,7 +284,7 @@ fn what_cannot_be_made_is_unwound_and_named() {
         let error = pod.client().create_container(create).await.unwrap_err();
         assert!(error.to_string().contains("/no/such/source"), "{error}");
         let create = with_spec(pod.container("noexec", "true"), |spec| {
-            spec["process"]["args"] = json!(["/no/such"])
+            spec["process"]["args"] = json!(["/no/such"]);
         });
         let created = pod.create(create).await;
         let error = pod.client().start(&created.id).await.unwrap_err();

@@ -219,6 +219,22 @@ impl Pod {
     }
 }
 
+impl Drop for Pod {
+    /// A failed test leaves nothing behind either.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        if let Some(pid) = rustix::process::Pid::from_raw(self.monitor.pid) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        if let Ok(cgroup) = holdfast_cgroups::Hierarchy::detect().and_then(|all| all.open(&self.cgroup)) {
+            let _ = cgroup.kill();
+            let _ = cgroup.remove(Duration::from_secs(5));
+        }
+    }
+}
+
 pub async fn spawn(dir: &Path) -> Spawned {
     holdfast_monitor_api::spawn(SpawnOptions {
         program: monitor_program(),
