@@ -1,0 +1,35 @@
+//! The `holdfast` program: the server, and the operator's commands.
+//!
+//! This crate reads configuration, wires the other crates together and talks to people. What a pod is and how one
+//! comes to run is elsewhere.
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod commands;
+mod config;
+mod crilog;
+mod find;
+mod output;
+mod serve;
+mod spec_file;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = match args.command {
+        Command::Serve(options) => serve::run(options).map(|()| ExitCode::SUCCESS),
+        command => commands::run(&args.global, command),
+    };
+    outcome.unwrap_or_else(|error| {
+        // The chain on one line: journals and scripts read lines.
+        eprintln!("holdfast: {error:#}");
+        ExitCode::FAILURE
+    })
+}
