@@ -206,9 +206,4 @@ impl Images {
             )),
         }
     }
-
-    #[cfg(test)]
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
 }

@@ -10,8 +10,6 @@
 mod attributes;
 mod file;
 mod place;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeSet;
 use std::io::BufRead;

@@ -1,1 +1,0 @@
-//! Tests of this module; filled with the archives that real tools make.
