@@ -63,6 +63,7 @@ pub(crate) fn start(
         id: id.to_owned(),
         source,
     };
+    crate::warm_up()?;
     let (report, report_to) = scm::pair().map_err(failed)?;
     let (barrier, init_end) = scm::pair().map_err(failed)?;
     let child = clone::fork(|| {
@@ -134,7 +135,8 @@ impl Building {
         self.builder_pid
     }
 
-    /// Takes the report if it is there; never waits for one. After `Some` or an error the builder is gone and reaped.
+    /// Takes the report if it is there; never waits. After `Some` or an error the builder is ending, and its exit status is
+    /// for whoever reaps everything.
     pub fn poll(&mut self) -> Result<Option<Built>, Error> {
         let mut buffer = vec![0; REPORT_LIMIT];
         let received = match scm::try_recv(self.report.as_fd(), &mut buffer) {
@@ -165,8 +167,14 @@ impl Building {
         }
     }
 
-    /// Waits for the report.
+    /// Waits for the report, and for the builder to end.
     pub fn wait(mut self) -> Result<Built, Error> {
+        let result = self.wait_for_report();
+        let _reaped = pidfd::reap(self.builder.as_fd());
+        result
+    }
+
+    fn wait_for_report(&mut self) -> Result<Built, Error> {
         loop {
             let mut fds = [rustix::event::PollFd::new(
                 &self.report,
@@ -187,21 +195,22 @@ impl Building {
         }
     }
 
-    /// Kills the builder. An init that it had already cloned sees its barrier close and ends by itself; the cgroup is
-    /// left to the caller, who kills and removes it.
+    /// Kills the builder, without waiting for it: it may hang in the kernel. An init that it had already cloned sees its
+    /// barrier close and ends by itself; the cgroup is left to the caller, who kills and removes it.
     pub fn abort(mut self) {
         let _gone = pidfd::signal(self.builder.as_fd(), libc::SIGKILL);
         self.finish();
     }
 
-    /// Reaps the builder, which has reported or is dying, and says how it ended.
+    /// Says how the builder ended, where that is known already, and reaps it then. Else whoever reaps everything does.
     fn finish(&mut self) -> String {
         if std::mem::replace(&mut self.done, true) {
             return "it was polled again".to_owned();
         }
-        match pidfd::reap(self.builder.as_fd()) {
-            Ok(pidfd::Ended::Exited(code)) => format!("exit code {code}"),
-            Ok(pidfd::Ended::Signaled(signal)) => format!("killed by signal {signal}"),
+        match pidfd::try_reap(self.builder.as_fd()) {
+            Ok(Some(pidfd::Ended::Exited(code))) => format!("exit code {code}"),
+            Ok(Some(pidfd::Ended::Signaled(signal))) => format!("killed by signal {signal}"),
+            Ok(None) => "it is ending".to_owned(),
             Err(_) => "reaped by another".to_owned(),
         }
     }

@@ -82,12 +82,12 @@ pub(crate) fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<holdfast_
 
 fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     rustix::process::umask(rustix::fs::Mode::empty());
-    let proc = Procfs::of_host()?;
+    let proc = Procfs::shared()?;
     let mut parts = Parts::of(plan)?;
     let linux = &parts.linux;
     let pod = plan.namespaces;
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
-    let choices = Choices::resolve(namespaces, pod, plan.target, &proc)?;
+    let choices = Choices::resolve(namespaces, pod, plan.target, proc)?;
     let mapping = match &pod.user {
         Some(user) => Some(Mapping::new(
             user.as_fd(),
@@ -107,18 +107,18 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let mut place = Place::create(plan.hierarchy, &plan.cgroup, resources, &mut parts.warnings)?;
 
     // What lies on the host is opened in the host's mount namespace.
-    let root = open_rootfs(&plan.rootfs, &proc, mapping.as_ref())?;
+    let root = open_rootfs(&plan.rootfs, proc, mapping.as_ref())?;
     let making = Making {
         mapping: mapping.as_ref(),
         cgroup: place.cgroup(),
         private_cgroups: matches!(choices.cgroup, Choice::New),
-        proc: &proc,
+        proc,
         pod_shm: pod.ipc.is_some(),
     };
     let mut prepared = making.of_host(std::mem::take(&mut parts.entries))?;
     let whole_proc = mapping.is_some().then(Procfs::of_host).transpose()?;
     if let Some(score) = parts.process.oom_score_adj() {
-        set_oom_score(score, plan.clamp_privileges, &proc, &mut parts.warnings)?;
+        set_oom_score(score, plan.clamp_privileges, proc, &mut parts.warnings)?;
     }
     parts.limits.prepare(plan.clamp_privileges, &mut parts.warnings)?;
 
@@ -168,7 +168,7 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         stdio: &plan.stdio,
         console,
         tasks: &place.tasks,
-        proc: &proc,
+        proc,
         builder: &theirs,
         barrier,
     };
@@ -226,6 +226,7 @@ fn open_rootfs(rootfs: &Rootfs, proc: &Procfs, mapping: Option<&Mapping<'_>>) ->
             let clone = open_tree(CWD, source, flags).at(what)?;
             let attributes = Attributes {
                 propagation: Propagation::Private,
+                idmap: mapping.map(|m| m.user),
                 recursive: true,
                 ..Attributes::default()
             };

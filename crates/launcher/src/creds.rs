@@ -52,6 +52,8 @@ const NAMES: [&str; 41] = [
 ];
 /// Ids at and above this do not exist (CRI: int64 that must fit; 2^32 - 1 is "no id").
 const ID_LIMIT: u32 = 1 << 31;
+/// What a process has whose spec says nothing.
+const DEFAULT_UMASK: u32 = 0o022;
 /// NGROUPS_MAX.
 const GROUP_LIMIT: usize = 65536;
 
@@ -71,7 +73,7 @@ pub(crate) struct Credentials {
     pub uid: u32,
     pub gid: u32,
     groups: Vec<u32>,
-    umask: Option<u32>,
+    umask: u32,
     pub caps: Caps,
     pub no_new_privs: bool,
 }
@@ -102,7 +104,7 @@ impl Credentials {
             uid: user.uid(),
             gid: user.gid(),
             groups,
-            umask: user.umask(),
+            umask: user.umask().unwrap_or(DEFAULT_UMASK),
             caps,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
         })
@@ -122,9 +124,7 @@ impl Credentials {
         process::set_ids(self.uid, self.gid, &self.groups)
             .at(|| format!("become user {} and group {}", self.uid, self.gid))?;
         process::control(Control::KeepCapabilities(false)).at(|| "keep capabilities")?;
-        if let Some(umask) = self.umask {
-            rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask & 0o777));
-        }
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask & 0o777));
         self.set_capabilities()?;
         if self.no_new_privs {
             process::control(Control::NoNewPrivs).at(|| "set no_new_privs")?;

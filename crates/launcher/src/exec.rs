@@ -39,7 +39,7 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let mut warnings = Vec::new();
     let credentials = Credentials::new(&process, plan.clamp_privileges, &mut warnings)?;
     let mut limits = Limits::new(process.rlimits().as_deref().unwrap_or_default())?;
-    let proc = Procfs::of_host()?;
+    let proc = Procfs::shared()?;
     let gone = |f: Fault| f.kind(Kind::Precondition);
     let not_running = || format!("{} is not running", plan.name);
     pidfd::signal(plan.init, 0).at(not_running).map_err(gone)?;
@@ -52,7 +52,7 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let in_user_namespace = !namespace::same(&theirs, &ours).at(what)?;
     let mut place = Place::below(plan.hierarchy, &plan.cgroup, plan.leaf)?;
     if let Some(score) = process.oom_score_adj() {
-        set_oom_score(score, plan.clamp_privileges, &proc, &mut warnings)?;
+        set_oom_score(score, plan.clamp_privileges, proc, &mut warnings)?;
     }
     limits.prepare(plan.clamp_privileges, &mut warnings)?;
 
@@ -69,7 +69,7 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
                 stdio: &plan.stdio,
                 console: false,
                 tasks: &place.tasks,
-                proc: &proc,
+                proc,
                 builder: &theirs,
                 barrier,
             };

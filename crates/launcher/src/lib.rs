@@ -17,9 +17,9 @@
 //! when all else is done. The monitor waits for [`Building::fd`] to be readable, calls [`Building::poll`], and has a
 //! [`Built`]: a pid, a pidfd and a [`Barrier`] behind which init waits.
 //!
-//! Children to reap: the builder is reaped by [`Building::poll`]; with a user namespace one more short-lived child of
-//! the monitor exists (the *stepper*, which makes the PID namespace as the user namespace's root). A monitor that reaps
-//! with `waitpid(-1)` may meet either, and ignores pids that it does not know. An init cannot end before its `Built`
+//! Children to reap: the builder ends after its report; with a user namespace one more short-lived child of the monitor
+//! exists (the *stepper*, which makes the PID namespace as the user namespace's root). A monitor reaps with
+//! `waitpid(-1)` and ignores pids that it does not know. An init cannot end before its `Built`
 //! was seen unless something kills it, since it waits at the barrier; its exit status, if it comes early, belongs to
 //! the pid of the `Built` that follows.
 //!
@@ -63,3 +63,12 @@ pub use plan::{
     WindowSize,
 };
 pub use sandbox::{create_sandbox, unbind_namespace};
+
+/// Opens what every build of this process needs, which the first build does by itself otherwise: one descriptor.
+pub fn warm_up() -> Result<(), Error> {
+    procfs::Procfs::shared().map(drop).map_err(|fault| Error::Build {
+        message: fault.message,
+        kind: fault.kind,
+        errno: fault.errno,
+    })
+}

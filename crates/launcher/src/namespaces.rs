@@ -15,7 +15,7 @@ use crate::procfs::Procfs;
 /// A namespace of a running process, opened such that a reused pid is noticed.
 pub(crate) fn of_process(pid: i32, process: BorrowedFd<'_>, kind: &str) -> Result<OwnedFd, Error> {
     let open = || {
-        let proc = Procfs::of_host().map_err(|f| io::Error::other(f.message))?;
+        let proc = Procfs::shared().map_err(|f| io::Error::other(f.message))?;
         let fd = proc.namespace(pid, kind)?;
         // The pidfd still answers, so the number was still its process's when the link was opened.
         pidfd::signal(process, 0)?;

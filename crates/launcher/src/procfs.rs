@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat, openat2};
 use rustix::mount::{
@@ -22,7 +23,22 @@ const ROOT_INODE: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct Procfs(OwnedFd);
 
+/// The host's, for every build of this process. Closing a detached mount for the last time waits for an RCU grace period,
+/// so that no builder and no init should be the one to do it.
+static SHARED: OnceLock<Procfs> = OnceLock::new();
+
 impl Procfs {
+    /// The `/proc` of the mount namespace that this process was in when it first asked.
+    pub fn shared() -> Result<&'static Self> {
+        match SHARED.get() {
+            Some(shared) => Ok(shared),
+            None => {
+                let new = Self::of_host()?;
+                Ok(SHARED.get_or_init(|| new))
+            }
+        }
+    }
+
     /// The `/proc` of the mount namespace that we are in.
     pub fn of_host() -> Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

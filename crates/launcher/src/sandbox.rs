@@ -45,7 +45,7 @@ pub fn create_sandbox(plan: SandboxPlan<'_>) -> Result<Building, Error> {
 
 fn build(plan: &SandboxPlan<'_>) -> Result<Made> {
     rustix::process::umask(Mode::empty());
-    let proc = Procfs::of_host()?;
+    let proc = Procfs::shared()?;
     let mut warnings = Vec::new();
     let resources: Option<LinuxResources> = match plan.resources {
         [] => None,
@@ -53,16 +53,16 @@ fn build(plan: &SandboxPlan<'_>) -> Result<Made> {
             .map_err(|e| Fault::invalid(format!("the pod's resources are unreadable: {e}")))?,
     };
     let mut place = Place::create(plan.hierarchy, &plan.cgroup, resources.as_ref(), &mut warnings)?;
-    set_oom_score(plan.oom_score_adj, plan.clamp_privileges, &proc, &mut warnings)?;
+    set_oom_score(plan.oom_score_adj, plan.clamp_privileges, proc, &mut warnings)?;
     let user = if plan.uid_maps.is_empty() && plan.gid_maps.is_empty() {
         None
     } else {
-        Some(userns::create(&plan.uid_maps, &plan.gid_maps, &proc)?)
+        Some(userns::create(&plan.uid_maps, &plan.gid_maps, proc)?)
     };
     let hosts_mnt = proc.namespace(0, "mnt").at(|| "open our own mount namespace")?;
     let pause = Pause::open(plan)?;
     let (ours, theirs) = scm::pair().at(|| "make a socket pair")?;
-    let stage = || Stage::run(plan, &proc, &pause, &place, user.as_ref(), &theirs);
+    let stage = || Stage::run(plan, proc, &pause, &place, user.as_ref(), &theirs);
     // With a user namespace another process goes there: we must come back.
     let (child, netlink) = match &user {
         None => stage().map(|s| (s.child, s.more))?,
@@ -72,7 +72,7 @@ fn build(plan: &SandboxPlan<'_>) -> Result<Made> {
     let finish = || {
         listen_exec(ours.as_fd(), "start pause")?;
         place.limit(&mut warnings)?;
-        let fds = open_namespaces(plan, child.pid, &proc, user)?;
+        let fds = open_namespaces(plan, child.pid, proc, user)?;
         if let Some(path) = &plan.netns_path {
             namespace::join(hosts_mnt.as_fd(), MOUNT).at(|| "return to the host")?;
             let net = fds.iter().find(|(slot, _)| *slot == Slot::Net);
@@ -93,7 +93,7 @@ fn build(plan: &SandboxPlan<'_>) -> Result<Made> {
     })
 }
 
-/// Pause's program, opened through a read-only mount of its own: not even the pod's /proc/1/exe can be written to.
+/// Pause's program as a read-only mount of its own: not even the pod's /proc/1/exe can be written to.
 struct Pause {
     program: OwnedFd,
     id: u32,
@@ -187,6 +187,8 @@ impl Stage<'_> {
             .at(|| "make the copied mounts private")?;
         let base = staging::root()?;
         attach(tree.as_fd(), base.as_fd()).at(|| "attach pause's root")?;
+        let at = staging::open(tree.as_fd(), staging::PAUSE)?;
+        attach(self.pause.program.as_fd(), at.as_fd()).at(|| "attach pause's program")?;
         if self.plan.new_ipc {
             self.make_shm(&tree)?;
         }
@@ -250,8 +252,7 @@ impl Stage<'_> {
         for tasks in &place.tasks {
             rustix::io::write(tasks, b"0").at(|| "join the cgroup")?;
         }
-        close_others(&[pause.program.as_fd(), status.as_fd(), self.proc.as_fd()])
-            .at(|| "close descriptors")?;
+        close_others(&[status.as_fd(), self.proc.as_fd()]).at(|| "close descriptors")?;
         if self.in_user_namespace {
             // Some sysctls can be written by their namespace's root only.
             become_root()?;
@@ -271,7 +272,7 @@ impl Stage<'_> {
         process::control(Control::NoNewPrivs).at(|| "set no_new_privs")?;
         process::close_stdio();
         let name: CString = c"pause".to_owned();
-        Ok(Image::new(vec![name], Vec::new()).exec_fd(pause.program.as_fd()))
+        Ok(Image::new(vec![name], Vec::new()).exec(c"/pause"))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The tiny tree that is pause's root and, copied, the first root of every container of the pod while it is built.
 //!
 //! `/root` is where a container's root is attached, `/empty` and `/null` are what masked paths are covered with,
-//! `/proc` shows a whole procfs where a user namespace needs one to be allowed its own, `/shm` is the pod's /dev/shm.
+//! `/proc` shows a whole procfs where a user namespace needs one to be allowed its own, `/shm` is the pod's /dev/shm,
+//! `/pause` the program.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -16,6 +17,8 @@ pub(crate) const EMPTY: &str = "empty";
 pub(crate) const NULL: &str = "null";
 pub(crate) const PROC: &str = "proc";
 pub(crate) const SHM: &str = "shm";
+/// Where pause's program is bound, read-only.
+pub(crate) const PAUSE: &str = "pause";
 
 /// Makes the tree, attached nowhere yet.
 pub(crate) fn make() -> Result<OwnedFd> {
@@ -28,6 +31,8 @@ pub(crate) fn make() -> Result<OwnedFd> {
     for name in [ROOT, EMPTY, PROC, SHM] {
         mkdirat(&tree, name, Mode::from_raw_mode(0o555)).at(|| format!("make staging /{name}"))?;
     }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(&tree, PAUSE, flags, Mode::from_raw_mode(0o444)).at(|| "make staging /pause")?;
     mknodat(
         &tree,
         NULL,

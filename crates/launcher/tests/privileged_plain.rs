@@ -150,12 +150,15 @@ fn user_home_directory_and_working_directory() {
     let pod = lab.pod();
     let mut spec = lab.spec(
         &pod,
-        "id -u; id -g; id -G; pwd; echo $HOME; stat -c %u /proc/self/fd/1; echo again > /dev/stdout",
+        "umask; id -u; id -g; id -G; pwd; echo $HOME; stat -c %u /proc/self/fd/1; echo again > /dev/stdout",
     );
     spec["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [1000, 2000]});
     spec["process"]["cwd"] = json!("/work/dir");
     let out = lab.run(&pod, &spec).ok();
-    assert_eq!(out, "1000\n1000\n1000 2000\n/work/dir\n/home/u\n1000\nagain\n");
+    assert_eq!(
+        out,
+        "0022\n1000\n1000\n1000 2000\n/work/dir\n/home/u\n1000\nagain\n"
+    );
     spec["process"]["user"] = json!({"uid": 4321, "gid": 0, "umask": 0o27});
     spec["process"]["args"] = json!(["sh", "-c", "echo $HOME; umask"]);
     assert_eq!(lab.run(&pod, &spec).ok(), "/\n0027\n");

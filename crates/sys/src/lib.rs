@@ -21,6 +21,7 @@ pub mod process;
 pub mod scm;
 pub mod seccomp;
 pub mod signals;
+pub mod writeback;
 
 use std::io;
 

@@ -148,6 +148,7 @@ impl Lab {
             rustix::mount::MountPropagationFlags::DOWNSTREAM | rustix::mount::MountPropagationFlags::REC,
         )
         .unwrap();
+        holdfast_launcher::warm_up().unwrap();
         let dir = tempfile::Builder::new()
             .prefix("holdfast-test-")
             .tempdir()
