@@ -28,6 +28,11 @@ fn main() -> ExitCode {
         command => commands::run(&args.global, command),
     };
     outcome.unwrap_or_else(|error| {
+        // `holdfast inspect x | head` has seen enough.
+        let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+        if error.downcast_ref().is_some_and(gone) {
+            return ExitCode::SUCCESS;
+        }
         // The chain on one line: journals and scripts read lines.
         eprintln!("holdfast: {error:#}");
         ExitCode::FAILURE

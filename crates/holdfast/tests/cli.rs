@@ -66,6 +66,21 @@ fn pulls_without_progress_where_the_runtime_has_none() {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let fake = Fake::start();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let out = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["ps", "-o", "json"])
+        .env("CONTAINER_RUNTIME_ENDPOINT", fake.socket())
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert!(out.status.success());
+    assert_eq!(text(&out.stderr), "");
+}
+
+#[test]
 fn what_is_wrong_is_said() {
     let fake = Fake::start();
     for (args, wanted) in [

@@ -49,7 +49,7 @@ async fn load(mut client: Client, format: Format, path: &Path, tag: Option<Strin
         }
         Format::Table => {
             for image in images {
-                println!("{}  {}", image.id, image.tags.join(" "));
+                output::line(format_args!("{}  {}", image.id, image.tags.join(" ")))?;
             }
             Ok(())
         }
@@ -95,7 +95,7 @@ async fn remove(mut client: Client, images: Vec<String>) -> Result<()> {
         }
         let request = client.request(v1::RemoveImageRequest { image: spec });
         client.image.remove_image(request).await.map_err(told)?;
-        println!("{image}");
+        output::line(image)?;
     }
     Ok(())
 }

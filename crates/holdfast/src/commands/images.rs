@@ -23,8 +23,7 @@ pub async fn run(mut client: Client, format: Format, options: Images) -> Result<
         .into_inner()
         .images;
     if options.quiet {
-        images.iter().for_each(|image| println!("{}", image.id));
-        return Ok(());
+        return output::lines(images.iter().map(|image| image.id.as_str()));
     }
     match format {
         Format::Json => output::print_list("images", "Image", &images),

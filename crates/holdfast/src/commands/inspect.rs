@@ -19,8 +19,8 @@ pub async fn run(mut client: Client, options: Inspect) -> Result<()> {
             continue;
         };
         match field(&value, path).with_context(|| format!("{id} has no field {path}"))? {
-            Value::String(text) => println!("{text}"),
-            other => println!("{}", serde_json::to_string(other)?),
+            Value::String(text) => output::line(text)?,
+            other => output::line(serde_json::to_string(other)?)?,
         }
     }
     Ok(())

@@ -36,16 +36,7 @@ pub async fn run(mut client: Client, options: Logs) -> Result<()> {
     } else {
         reader.drain(|line| printer.line(line)).map_err(Into::into)
     };
-    match outcome.and_then(|()| Ok(printer.flush()?)) {
-        // `logs | head` has seen enough.
-        Err(e)
-            if e.downcast_ref::<io::Error>()
-                .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) =>
-        {
-            Ok(())
-        }
-        other => other,
-    }
+    outcome.and_then(|()| Ok(printer.flush()?))
 }
 
 async fn follow(

@@ -69,8 +69,8 @@ where
 {
     let mut code = ExitCode::SUCCESS;
     for id in ids {
-        match act(id).await {
-            Ok(done) => println!("{done}"),
+        match act(id).await.and_then(crate::output::line) {
+            Ok(()) => {}
             Err(error) => {
                 eprintln!("holdfast: {error:#}");
                 code = ExitCode::FAILURE;

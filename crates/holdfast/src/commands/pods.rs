@@ -31,8 +31,7 @@ pub async fn run(mut client: Client, format: Format, options: Pods) -> Result<()
     });
     pods.sort_by_key(|pod| std::cmp::Reverse(pod.created_at));
     if select.quiet {
-        pods.iter().for_each(|pod| println!("{}", pod.id));
-        return Ok(());
+        return output::lines(pods.iter().map(|pod| pod.id.as_str()));
     }
     match format {
         Format::Json => output::print_list("items", "PodSandbox", &pods),

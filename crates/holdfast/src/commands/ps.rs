@@ -39,8 +39,7 @@ pub async fn run(mut client: Client, format: Format, options: Ps) -> Result<()> 
     }
     containers.sort_by_key(|c| std::cmp::Reverse(c.created_at));
     if select.quiet {
-        containers.iter().for_each(|c| println!("{}", c.id));
-        return Ok(());
+        return output::lines(containers.iter().map(|c| c.id.as_str()));
     }
     match format {
         Format::Json => output::print_list("containers", "Container", &containers),

@@ -26,10 +26,7 @@ pub async fn run(mut client: Client, format: Format, options: Pull) -> Result<()
     let id = pull(&mut client, request, options.quiet).await?;
     match format {
         Format::Json => output::print(&serde_json::json!({ "imageRef": id })),
-        Format::Table => {
-            println!("{id}");
-            Ok(())
-        }
+        Format::Table => output::line(id),
     }
 }
 

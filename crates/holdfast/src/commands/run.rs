@@ -187,7 +187,7 @@ fn report(format: Format, options: &Run, pod: &str, container: &str, timings: &T
             "podSandboxId": pod, "containerId": container, "milliseconds": steps,
         }));
     }
-    println!("{container}");
+    output::line(container)?;
     if options.timings {
         for (name, time) in &timings.steps {
             eprintln!("{name:<7} {}", output::duration(*time));

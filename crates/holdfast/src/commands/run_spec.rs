@@ -9,6 +9,12 @@ use super::labels;
 use crate::args::Run;
 use crate::spec_file;
 
+/// The labels that kubelet gives, by which crictl and others show names.
+const NAME: &str = "io.kubernetes.pod.name";
+const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const UID: &str = "io.kubernetes.pod.uid";
+const CONTAINER_NAME: &str = "io.kubernetes.container.name";
+
 /// CPU quotas are given per this many microseconds, the kernel's default.
 const CPU_PERIOD: i64 = 100_000;
 
@@ -33,6 +39,9 @@ pub fn pod(options: &Run) -> Result<v1::PodSandboxConfig> {
     if config.log_directory.is_empty() {
         let directory = format!("{}_{}_{}", metadata.namespace, metadata.name, metadata.uid);
         config.log_directory = text(&options.log_directory.join(directory))?;
+    }
+    for (key, value) in kubelets(metadata) {
+        config.labels.entry(key).or_insert(value);
     }
     config.labels.extend(labels(options.label.clone()));
     for publish in &options.publish {
@@ -95,6 +104,11 @@ pub fn container(options: &Run, pod: &v1::PodSandboxConfig) -> Result<v1::Contai
             key: key.clone(),
             value: value.clone().into_bytes(),
         }));
+    let own_name = metadata.name.clone();
+    for (key, value) in pod.metadata.iter().flat_map(kubelets) {
+        config.labels.entry(key).or_insert(value);
+    }
+    config.labels.entry(CONTAINER_NAME.to_owned()).or_insert(own_name);
     config.labels.extend(labels(options.label.clone()));
     for volume in &options.volume {
         config.mounts.push(mount(volume)?);
@@ -134,6 +148,11 @@ pub fn container(options: &Run, pod: &v1::PodSandboxConfig) -> Result<v1::Contai
         resources.cpu_quota = (cpus * CPU_PERIOD as f64) as i64;
     }
     Ok(config)
+}
+
+fn kubelets(pod: &v1::PodSandboxMetadata) -> [(String, String); 3] {
+    [(NAME, &pod.name), (NAMESPACE, &pod.namespace), (UID, &pod.uid)]
+        .map(|(key, value)| (key.to_owned(), value.clone()))
 }
 
 /// The last part of the image's name: `registry/a/web:v1` gives `web`.
@@ -258,6 +277,8 @@ mod tests {
             ("::1", 8080, 80)
         );
         assert_eq!(container.args, ["sleep", "-x"]);
+        assert_eq!(container.labels[NAME], "web");
+        assert_eq!(container.labels[UID], metadata.uid);
         assert_eq!(container.envs[0].value, b"b=c");
         assert!(container.mounts[0].readonly);
         let linux = container.linux.unwrap();

@@ -23,7 +23,7 @@ pub async fn run(mut client: Client, format: Format) -> Result<()> {
         ]);
     }
     table.print()?;
-    println!();
+    output::line("")?;
     let mut table = Table::new(&["RUNTIME HANDLER", "RECURSIVE READ-ONLY", "USER NAMESPACES"]);
     for handler in reply.runtime_handlers {
         let features = handler.features.unwrap_or_default();

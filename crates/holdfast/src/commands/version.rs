@@ -18,12 +18,12 @@ pub async fn run(global: &Global) -> Result<ExitCode> {
         };
         output::print(&serde_json::json!({ "client": env!("CARGO_PKG_VERSION"), "server": value }))?;
     } else {
-        println!("holdfast {}", env!("CARGO_PKG_VERSION"));
+        output::line(concat!("holdfast ", env!("CARGO_PKG_VERSION")))?;
         if let Ok(reply) = &server {
-            println!(
+            output::line(format_args!(
                 "runtime  {} {}, CRI {}",
                 reply.runtime_name, reply.runtime_version, reply.runtime_api_version
-            );
+            ))?;
         }
     }
     // Our own version was asked for and told; that there is no server is worth a word and a code.

@@ -19,7 +19,13 @@ mod tests {
     #[test]
     fn the_documentation_is_true() {
         let page = include_str!("../../../../docs/configuration.md");
-        let example = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let example = page
+            .split("```toml\n")
+            .nth(1)
+            .unwrap()
+            .split("```")
+            .next()
+            .unwrap();
         let read = |text: &str| {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("config.toml");

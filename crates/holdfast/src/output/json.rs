@@ -47,8 +47,7 @@ pub fn print_list<M: Message>(key: &str, name: &str, items: &[M]) -> Result<()> 
 }
 
 pub fn print(value: &Value) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
+    super::line(serde_json::to_string_pretty(value)?)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::Serve;
 use crate::config::{self, Config, Overrides};
+use crate::output;
 
 /// Threads for file work; an image's layers are unpacked on them.
 const BLOCKING_THREADS: usize = 32;
@@ -33,8 +34,7 @@ pub fn run(options: Serve) -> Result<()> {
     };
     let config = Config::new(raw, &origins, overrides)?;
     if options.check_config {
-        println!("{config:#?}");
-        return Ok(());
+        return output::line(format_args!("{config:#?}"));
     }
     log_to_stderr(&config.log)?;
     privileges::check()?;
