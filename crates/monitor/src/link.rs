@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use holdfast_monitor_api::Error;
 use holdfast_monitor_api::codec::{self, Datagram, MAX_INLINE};
 use holdfast_monitor_api::message::{Envelope, Event, Reply, event, reply};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 /// Datagrams that may wait for a daemon that does not read; then the connection is given up, and the daemon's next
 /// one gets the inventory.
@@ -146,7 +146,8 @@ impl Listener {
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         // The socket file gets its mode at bind, so there is no moment at which others could connect.
         let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-        let bound = rustix::net::bind(&socket, &SocketAddrUnix::new(&path)?);
+        let bound = holdfast_monitor_api::socket_address(&path)
+            .and_then(|(_dir, address)| rustix::net::bind(&socket, &address));
         rustix::process::umask(old);
         bound?;
         rustix::net::listen(&socket, 4)?;

@@ -254,15 +254,15 @@ fn a_full_disk_drops_counts_and_leaves_a_line() {
         };
         let start = std::time::Instant::now();
         while !trouble(&pod) {
-            assert!(start.elapsed() < Duration::from_secs(10));
-            let event = tokio::time::timeout(Duration::from_secs(10), pod.monitor.events.next())
+            assert!(start.elapsed() < Duration::from_secs(60));
+            let event = tokio::time::timeout(Duration::from_secs(60), pod.monitor.events.next())
                 .await
                 .unwrap()
                 .unwrap();
             pod.seen.push(event);
         }
         let done = "while test ! -e /done; do usleep 10000; done";
-        pod.exec(&big.id, done, Duration::from_secs(15)).await;
+        pod.exec(&big.id, done, Duration::from_secs(60)).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         let seen = check_count(&other);
         until("the other goes on", || check_count(&other) > seen + 10).await;

@@ -24,8 +24,8 @@ const CAPABILITIES: &[&str] = &[
     "CAP_SETUID",
 ];
 
-/// Longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest that anything here may take, in an emulated machine too.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `test` as a single-threaded async program in a mount namespace of its own.
 pub fn privileged<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
