@@ -143,7 +143,7 @@ impl Client {
         )
         .map_err(failed)?;
         // A unix socket connects at once or not at all: there is nothing to wait for.
-        let address = rustix::net::SocketAddrUnix::new(path).map_err(failed)?;
+        let (_dir, address) = crate::socket_address(path).map_err(failed)?;
         rustix::net::connect(&socket, &address).map_err(failed)?;
         let (client, events) = Client::from_socket(socket)?;
         let hello = client.hello().await?;

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 pub mod codec;
 pub mod descriptors;
 mod error;
@@ -18,6 +19,7 @@ mod pending;
 #[cfg(feature = "client")]
 mod spawn;
 
+pub use address::socket_address;
 pub use descriptors::{ContainerDescriptors, SandboxDescriptors, Stdio};
 pub use error::Error;
 
