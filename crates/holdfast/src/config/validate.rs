@@ -84,6 +84,23 @@ fn helpers() -> PathBuf {
     beside.unwrap_or_else(|| INSTALLED_HELPERS.into())
 }
 
+/// What is in our cgroups and on no record is removed at the start, so a second daemon beside the node's (a test, a
+/// demonstration) must have cgroups of its own. The node's has the plain names.
+fn own_suffix(root: &Path) -> String {
+    if root == Path::new(ROOT) {
+        return String::new();
+    }
+    // FNV-1a: the same for the same root in every release.
+    let hash = root
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
+    format!("-{hash:08x}")
+}
+
 struct Check<'a> {
     origins: &'a Origins,
 }
@@ -150,6 +167,9 @@ impl Check<'_> {
         helpers: PathBuf,
     ) -> Result<holdfast_engine::Config> {
         let mut config = holdfast_engine::Config::new(root, state, helpers);
+        let suffix = own_suffix(root);
+        config.default_cgroup.push_str(&suffix);
+        config.monitor_cgroup.push_str(&suffix);
         if let Some(path) = raw.cgroup {
             config.default_cgroup = self.cgroup("pods.cgroup", path)?;
         }
@@ -342,6 +362,7 @@ mod tests {
         assert_eq!(config.listen, Path::new("/run/holdfast/holdfast.sock"));
         assert_eq!(config.root, Path::new("/var/lib/holdfast"));
         assert_eq!(config.workers, 2);
+        assert_eq!(config.engine.default_cgroup, "/holdfast");
         assert_eq!(config.network.root, Path::new("/var/lib/holdfast/network"));
     }
 
@@ -360,6 +381,15 @@ mod tests {
         assert_eq!(config.images.parallel_layers, 7);
         assert_eq!(config.registry.certs_d, [Path::new("/certs")]);
         assert_eq!(config.network.bridge.ipv4, None);
+    }
+
+    #[test]
+    fn another_root_has_cgroups_of_its_own() {
+        let of = |root: &str| config(&format!("root = \"{root}\"")).unwrap().engine;
+        assert_eq!(of("/a").default_cgroup, of("/a").default_cgroup);
+        assert_ne!(of("/a").default_cgroup, of("/b").default_cgroup);
+        assert!(of("/a").default_cgroup.starts_with("/holdfast-"));
+        assert!(of("/a").monitor_cgroup.starts_with("/holdfast-monitors-"));
     }
 
     #[test]
