@@ -1,0 +1,242 @@
+//! The daemon and the monitors are killed, at the worst moments, and what was true before is true after.
+#![allow(clippy::unwrap_used)]
+
+mod node;
+
+use std::time::Duration;
+
+use holdfast_engine::Kind;
+use holdfast_model::{ContainerState, SandboxState};
+use node::{Node, alive, kill9, wait};
+
+#[test]
+fn the_daemon_dies_and_pods_do_not_feel_it() {
+    let mut node = Node::new("daemon");
+    let pod = node.run_pod(node.host_pod("one"));
+    let count = "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done";
+    let steady = node.run(&pod, node.script("steady", count));
+    let ending = node.run(&pod, node.script("ending", "sleep 0.5; exit 9"));
+    let waiting = node.create(&pod, node.script("waiting", "echo was here; sleep 1000"));
+    let before = (node.engine().sandbox(&pod).unwrap(), node.status(&steady));
+
+    node.crash();
+    std::thread::sleep(Duration::from_millis(1500));
+    node.open();
+
+    let after = (node.engine().sandbox(&pod).unwrap(), node.status(&steady));
+    assert_eq!(after.0.state, SandboxState::Ready);
+    assert_eq!(
+        (after.0.pause_pid, after.0.monitor_pid),
+        (before.0.pause_pid, before.0.monitor_pid)
+    );
+    assert_eq!(
+        (after.1.pid, after.1.started_at),
+        (before.1.pid, before.1.started_at)
+    );
+    assert_eq!(after.1.state, ContainerState::Running);
+    assert!(alive(after.1.pid.unwrap()));
+    let ended = node.status(&ending);
+    assert_eq!(
+        (ended.state, ended.exit.as_ref().unwrap().code),
+        (ContainerState::Exited, 9)
+    );
+    assert!(!ended.exit.as_ref().unwrap().unknown);
+
+    // It can be worked with as before, and no line is missing.
+    node.start(&waiting);
+    assert_eq!(node.sh(&steady, "echo fine"), "fine\n");
+    node.block_on(node.engine().stop_container(&steady, Duration::ZERO))
+        .unwrap();
+    let log = node.log(&steady);
+    for (n, line) in log.lines().enumerate() {
+        assert_eq!(line, format!("stdout F line {}", n + 1));
+    }
+    assert!(log.lines().count() > 50);
+    // The name is still taken.
+    let error = node
+        .block_on(node.engine().run_pod_sandbox(node.host_pod("one"), ""))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::AlreadyExists);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+#[test]
+fn the_monitor_dies_and_another_takes_over() {
+    let mut node = Node::new("monitor");
+    let pod = node.run_pod(node.host_pod("one"));
+    let count = "trap 'exit 4' TERM; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done";
+    let steady = node.run(&pod, node.script("steady", count));
+    let old = node.engine().sandbox(&pod).unwrap();
+    let pid = node.status(&steady).pid.unwrap();
+
+    kill9(old.monitor_pid.unwrap());
+    let new = wait("another monitor", || {
+        Some(node.engine().sandbox(&pod).unwrap()).filter(|record| record.monitor_pid != old.monitor_pid)
+    });
+    assert_eq!(new.state, SandboxState::Ready);
+    assert_eq!(new.pause_pid, old.pause_pid);
+    assert_eq!(node.status(&steady).pid, Some(pid));
+    assert!(alive(pid) && alive(new.monitor_pid.unwrap()));
+    assert_eq!(node.sh(&steady, "echo fine"), "fine\n");
+    let lines = node.log(&steady).lines().count();
+    wait("the log to go on", || {
+        (node.log(&steady).lines().count() > lines + 10).then_some(())
+    });
+    let log = node.log(&steady);
+    for (n, line) in log.lines().enumerate() {
+        assert_eq!(line, format!("stdout F line {}", n + 1));
+    }
+
+    // And once more, with a daemon's restart between.
+    node.crash();
+    node.open();
+    kill9(new.monitor_pid.unwrap());
+    wait("a third monitor", || {
+        Some(node.engine().sandbox(&pod).unwrap()).filter(|record| record.monitor_pid != new.monitor_pid)
+    });
+    assert_eq!(node.sh(&steady, "echo fine"), "fine\n");
+    let fresh = node.run(&pod, node.script("fresh", "exit 3"));
+    assert_eq!(node.wait_exit(&fresh).exit.as_ref().unwrap().code, 3);
+    node.block_on(node.engine().stop_container(&steady, Duration::from_secs(5)))
+        .unwrap();
+    assert_eq!(node.status(&steady).state, ContainerState::Exited);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+#[test]
+fn daemon_and_monitor_die_together() {
+    let mut node = Node::new("both");
+    let pod = node.run_pod(node.host_pod("one"));
+    let container = node.run(&pod, node.script("main", "sleep 1000"));
+    let (monitor, pid) = (
+        node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap(),
+        node.status(&container).pid.unwrap(),
+    );
+    node.crash();
+    kill9(monitor);
+    node.open();
+    assert_eq!(node.engine().sandbox(&pod).unwrap().state, SandboxState::Dead);
+    let record = node.status(&container);
+    let exit = record.exit.clone().unwrap();
+    assert_eq!((record.state, exit.code), (ContainerState::Exited, 137));
+    assert_eq!(exit.reason().as_str(), "ContainerStatusUnknown");
+    assert!(!alive(pid));
+    let error = node
+        .block_on(node.engine().create_container(&pod, node.script("next", "true")))
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Precondition);
+    node.stop_pod(&pod);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+#[test]
+fn pause_dies_and_the_pod_is_no_longer_ready() {
+    let mut node = Node::new("pause");
+    let pod = node.run_pod(node.host_pod("one"));
+    let container = node.run(&pod, node.script("main", "sleep 1000"));
+    kill9(node.engine().sandbox(&pod).unwrap().pause_pid.unwrap());
+    wait("the pod to be dead", || {
+        (node.engine().sandbox(&pod).unwrap().state == SandboxState::Dead).then_some(())
+    });
+    // Its PID namespace went with it.
+    assert_eq!(node.wait_exit(&container).exit.as_ref().unwrap().signal, 9);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+#[test]
+fn half_made_things_are_unwound_at_the_next_start() {
+    let mut node = Node::new("half");
+    let pod = node.run_pod(node.host_pod("one"));
+    node.create(&pod, node.script("kept", "sleep 1000"));
+    // Cut off in the middle: the daemon dies while it makes a pod and a container.
+    for round in 0..8u64 {
+        let engine = node.engine().clone();
+        let (id, spec) = (pod.clone(), node.script(&format!("half-{round}"), "sleep 1000"));
+        let half = node.host_pod(&format!("half-{round}"));
+        let first = node.spawn({
+            let engine = engine.clone();
+            async move { drop(engine.create_container(&id, spec).await) }
+        });
+        let second = node.spawn(async move { drop(engine.run_pod_sandbox(half, "").await) });
+        std::thread::sleep(Duration::from_millis(round * 3));
+        first.abort();
+        second.abort();
+        let _ = node.block_on(first);
+        let _ = node.block_on(second);
+        node.crash();
+        node.open();
+        for record in node.engine().sandboxes() {
+            if record.id.as_str() != pod {
+                assert!(record.state != SandboxState::Creating, "{:?}", record.state);
+                node.remove_pod(record.id.as_str());
+            }
+        }
+        for record in node.engine().containers() {
+            if record.spec.metadata.name != "kept" {
+                node.block_on(node.engine().remove_container(record.id.as_str()))
+                    .unwrap();
+            }
+        }
+    }
+    wait("only the kept container", || {
+        (node.engine().containers().len() == 1).then_some(())
+    });
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+#[test]
+fn after_a_reboot_pods_are_not_ready_and_can_be_removed() {
+    let mut node = Node::new("reboot");
+    let pod = node.run_pod(node.host_pod("one"));
+    let container = node.run(&pod, node.script("main", "sleep 1000"));
+    let monitor = node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap();
+    node.crash();
+    // The state directory is a tmpfs and its processes are gone: as near to a reboot as a test can come.
+    kill9(monitor);
+    let hierarchy = holdfast_cgroups::Hierarchy::detect().unwrap();
+    for name in hierarchy.children(&format!("{}/pods", node.cgroup)).unwrap() {
+        let cgroup = hierarchy.open(&format!("{}/pods/{name}", node.cgroup)).unwrap();
+        cgroup.kill().unwrap();
+        cgroup.wait_empty(Duration::from_secs(5)).unwrap();
+        cgroup.remove(Duration::from_secs(5)).unwrap();
+    }
+    std::fs::remove_dir_all(node.state().join("pods")).unwrap();
+    node.open();
+    assert_eq!(node.engine().sandbox(&pod).unwrap().state, SandboxState::Dead);
+    assert!(node.status(&container).exit.as_ref().unwrap().unknown);
+    node.block_on(node.engine().remove_container(&container)).unwrap();
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+#[test]
+fn monitors_move_to_another_program_in_place() {
+    let mut node = Node::new("reexec");
+    let pod = node.run_pod(node.host_pod("one"));
+    let steady = node.run(
+        &pod,
+        node.script("main", "trap 'exit 6' TERM; while :; do echo x; sleep 0.01; done"),
+    );
+    let before = (node.engine().sandbox(&pod).unwrap(), node.status(&steady).pid);
+    for outcome in node.block_on(node.engine().reexec_monitors()) {
+        outcome.outcome.unwrap_or_else(|e| panic!("{}", e.chain()));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let after = node.engine().sandbox(&pod).unwrap();
+    assert_eq!(
+        (after.monitor_pid, after.pause_pid),
+        (before.0.monitor_pid, before.0.pause_pid)
+    );
+    assert_eq!(node.status(&steady).pid, before.1);
+    assert_eq!(node.sh(&steady, "echo fine"), "fine\n");
+    node.block_on(node.engine().stop_container(&steady, Duration::from_secs(5)))
+        .unwrap();
+    assert_eq!(node.status(&steady).exit.as_ref().unwrap().code, 6);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
