@@ -362,19 +362,25 @@ impl Entering<'_> {
             linux.readonly_paths().as_deref().unwrap_or_default(),
         )?;
         self.finish_root(placing.root)?;
-        pivot(root.as_fd())
+        pivot(root.as_fd())?;
+        // Only now: pivot_root(2) takes no shared mount as the new root.
+        match self.parts.linux.rootfs_propagation().as_deref() {
+            Some("shared" | "rshared") => {
+                let attributes = Attributes {
+                    propagation: Propagation::Shared,
+                    ..Attributes::default()
+                };
+                set_attributes(root.as_fd(), attributes).at(|| "set the propagation of the root")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the root lacks is made before it becomes read-only.
     fn finish_root(&self, root: Root<'_>) -> Result<()> {
         ensure_working_directory(root, self.parts.process.cwd())?;
-        let propagation = match self.parts.linux.rootfs_propagation().as_deref() {
-            Some("shared" | "rshared") => Propagation::Shared,
-            _ => Propagation::Unchanged,
-        };
         let attributes = Attributes {
             set: if self.parts.read_only { ATTR_RDONLY } else { 0 },
-            propagation,
             ..Attributes::default()
         };
         set_attributes(root.fd, attributes).at(|| "set the flags of the root")

@@ -32,7 +32,7 @@ pub async fn call(services: &Services, request: v1::ExecSyncRequest) -> Result<v
     if output.timed_out {
         // kubelet's probes look for this code.
         return Err(Status::deadline_exceeded(format!(
-            "the command was killed: it ran longer than {timeout} s"
+            "the command timed out: it ran longer than {timeout} s and was killed"
         )));
     }
     if output.discarded > 0 {
