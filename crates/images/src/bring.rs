@@ -84,7 +84,10 @@ pub(crate) async fn documents(shared: &Arc<Shared>, documents: Vec<(Digest, Byte
 pub(crate) async fn record(shared: &Arc<Shared>, lease: String, new: NewImage) -> Result<()> {
     blocking(shared, move |shared| {
         sync(&shared.places.layers)?;
-        shared.state.commit_image(&lease, new)
+        shared.state.commit_image(&lease, new)?;
+        // A pull's buffers are large and rare: what the allocator kept of them goes back.
+        holdfast_sys::heap::trim();
+        Ok(())
     })
     .await
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use holdfast_registry::Digest;
 
-use crate::state::Places;
+use crate::places::Places;
 use crate::{Error, Result};
 
 /// Where the document of a digest is.

@@ -7,9 +7,10 @@ use holdfast_registry::Client;
 
 use crate::inflight::{Inflight, Progress};
 use crate::layers::Claims;
+use crate::places::Places;
 use crate::pull::PullRequest;
 use crate::snapshot::{PrepareOptions, Snapshot, Snapshots};
-use crate::state::{Places, State};
+use crate::state::State;
 use crate::{Config, Error, FsInfo, Image, ImageId, Result, archive, inflight, merged, snapshot};
 
 /// The images and snapshots below one root directory. Cheap to clone; one process at a time can have a root open.
@@ -166,6 +167,15 @@ impl Images {
             });
         }
         Ok(())
+    }
+
+    /// Frees what nothing needs any more: layers of failed pulls whose time is over. Removals do this by themselves; the daemon
+    /// calls it now and then.
+    ///
+    /// # Errors
+    /// If the change cannot be recorded.
+    pub async fn collect(&self) -> Result<()> {
+        self.blocking(|shared| shared.state.collect(&shared.places)).await
     }
 
     /// Keys of all snapshots, those included whose record a power cut took.

@@ -28,6 +28,7 @@
 
 mod archive;
 mod bring;
+mod collect;
 mod commit;
 mod config;
 mod content;
@@ -42,6 +43,7 @@ mod members;
 mod merged;
 mod names;
 mod pipeline;
+mod places;
 mod pull;
 mod remove;
 mod snapshot;

@@ -11,7 +11,7 @@ use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use crate::images::Shared;
-use crate::state::Places;
+use crate::places::Places;
 use crate::{Error, ImageId, Result, remove};
 
 /// What the launcher mounts as a container's root.

@@ -4,77 +4,25 @@
 //! only). Readers and the pod's path take the last two alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use holdfast_registry::Digest;
-use holdfast_store::gc::{Lease, reachable};
+use holdfast_store::gc::Lease;
 use holdfast_store::{Db, Table};
 use oci_spec::image::ImageConfiguration;
 
 use crate::image::User;
 use crate::index::{ImageRecord, Index, LayerRecord};
 use crate::names::Names;
+use crate::places::{Places, list};
 use crate::{Config, Error, Image, Result, content, remove};
 
 const IMAGES: Table<ImageRecord> = Table::new("images", 1);
-const LAYERS: Table<LayerRecord> = Table::new("layers", 1);
-const LEASES: Table<Lease> = Table::new("leases", 1);
-
-/// The directories, all made at open.
-#[derive(Debug, Clone)]
-pub(crate) struct Places {
-    pub images: PathBuf,
-    pub layers: PathBuf,
-    pub tmp: PathBuf,
-    pub blobs: PathBuf,
-    pub snapshots: PathBuf,
-    pub snapshot_records: PathBuf,
-}
-
-impl Places {
-    pub fn make(root: &Path) -> Result<Self> {
-        let images = root.join("images");
-        let places = Self {
-            layers: images.join("l"),
-            tmp: images.join("tmp"),
-            blobs: images.join("content/blobs"),
-            snapshots: root.join("snapshots"),
-            snapshot_records: root.join("records/snapshots"),
-            images,
-        };
-        let (sha256, sha512) = (places.blobs.join("sha256"), places.blobs.join("sha512"));
-        for dir in [
-            &places.layers,
-            &places.tmp,
-            &sha256,
-            &sha512,
-            &places.snapshots,
-            &places.snapshot_records,
-        ] {
-            use std::os::unix::fs::DirBuilderExt;
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-            made.map_err(|e| Error::io("make", dir, e))?;
-        }
-        Ok(places)
-    }
-
-    /// A name in `tmp` that nobody has.
-    pub fn aside(&self) -> PathBuf {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        self.tmp.join(format!(
-            "{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        ))
-    }
-
-    pub fn layer(&self, record: &LayerRecord) -> PathBuf {
-        self.layers.join(record.dir.to_string())
-    }
-}
+pub(crate) const LAYERS: Table<LayerRecord> = Table::new("layers", 1);
+pub(crate) const LEASES: Table<Lease> = Table::new("leases", 1);
 
 /// A layer whose directory is in place and synced.
 #[derive(Debug)]
@@ -96,21 +44,21 @@ pub(crate) struct NewImage {
 
 /// What must not be collected, besides what images need.
 #[derive(Debug, Default)]
-struct Holds {
-    snapshots: HashMap<String, Vec<Digest>>,
+pub(crate) struct Holds {
+    pub snapshots: HashMap<String, Vec<Digest>>,
     /// Layers and documents of pulls and loads in flight.
-    working: BTreeMap<u64, Vec<Digest>>,
+    pub working: BTreeMap<u64, Vec<Digest>>,
     next: u64,
 }
 
 #[derive(Debug)]
 pub(crate) struct State {
-    db: Db,
+    pub(crate) db: Db,
     index: RwLock<Index>,
-    holds: Arc<Mutex<Holds>>,
-    change: Mutex<()>,
+    pub(crate) holds: Arc<Mutex<Holds>>,
+    pub(crate) change: Mutex<()>,
     next_dir: AtomicU64,
-    retry_window: Duration,
+    pub(crate) retry_window: Duration,
     pinned: Vec<String>,
 }
 
@@ -441,103 +389,11 @@ impl State {
         Ok(())
     }
 
-    /// Frees layers and documents that no image, snapshot, lease or pull in flight needs.
-    pub fn collect(&self, places: &Places) -> Result<()> {
-        let change = lock(&self.change);
-        let leases = self.db.read()?.all(&LEASES)?;
-        let now = SystemTime::now();
-        let (ended, live): (Vec<_>, Vec<_>) = leases
-            .into_iter()
-            .partition(|(_, l)| l.ended(now, self.retry_window));
-        let dead = {
-            // Whoever takes a hold from now on finds the dead ones gone from the index.
-            let holds = lock(&self.holds);
-            let mut index = self.index_mut();
-            let leased = live
-                .iter()
-                .flat_map(|(_, l)| &l.holds)
-                .filter_map(|key| Digest::parse(key).ok());
-            let roots: Vec<Digest> = leased
-                .chain(holds.snapshots.values().flatten().cloned())
-                .chain(holds.working.values().flatten().cloned())
-                .chain(
-                    index
-                        .images
-                        .values()
-                        .flat_map(|known| known.record.layers.iter().cloned()),
-                )
-                .collect();
-            let needed = reachable(roots, |chain| {
-                index.layers.get(chain).and_then(|layer| layer.parent.clone())
-            });
-            let dead: Vec<_> = index
-                .layers
-                .iter()
-                .filter(|(c, _)| !needed.contains(*c))
-                .map(|(c, l)| (c.clone(), Arc::clone(l)))
-                .collect();
-            for (chain, _) in &dead {
-                index.layers.remove(chain);
-            }
-            dead
-        };
-        if !dead.is_empty() || !ended.is_empty() {
-            self.db.write(|tx| -> Result<()> {
-                ended
-                    .iter()
-                    .try_for_each(|(key, _)| tx.remove(&LEASES, key).map(drop))?;
-                Ok(dead
-                    .iter()
-                    .try_for_each(|(chain, _)| tx.remove(&LAYERS, chain.as_str()).map(drop))?)
-            })?;
-        }
-        self.collect_documents(places)?;
-        drop(change);
-        // Nothing names them any more; a crash here leaves them to the sweep at open.
-        for (chain, layer) in dead {
-            let (dir, aside) = (places.layer(&layer), places.aside());
-            let gone = std::fs::rename(&dir, &aside).and_then(|()| remove::tree(&aside, &places.tmp));
-            if let Err(error) = gone {
-                tracing::warn!(layer = %chain, dir = %dir.display(), %error, "a layer that nothing needs could not be removed");
-            }
-        }
-        Ok(())
-    }
-
-    fn collect_documents(&self, places: &Places) -> Result<()> {
-        let needed: HashSet<PathBuf> = {
-            let (holds, index) = (lock(&self.holds), self.index());
-            let of_images = index.images.values().flat_map(|known| &known.record.blobs);
-            of_images
-                .chain(holds.working.values().flatten())
-                .map(|digest| content::path(places, digest))
-                .collect()
-        };
-        for algorithm in list(&places.blobs)? {
-            for path in list(&algorithm)?
-                .into_iter()
-                .filter(|path| !needed.contains(path))
-            {
-                let name = (
-                    algorithm.file_name().and_then(|n| n.to_str()),
-                    path.file_name().and_then(|n| n.to_str()),
-                );
-                let (Some(algorithm), Some(hex)) = name else {
-                    continue;
-                };
-                if let Ok(digest) = Digest::parse(&format!("{algorithm}:{hex}")) {
-                    content::remove(places, &digest);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn index(&self) -> RwLockReadGuard<'_, Index> {
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -559,14 +415,6 @@ fn merge<T: Clone + PartialEq>(into: &mut Vec<T>, from: &[T]) -> bool {
     into.len() != before
 }
 
-fn list(dir: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |e| Error::io("list", dir, e);
-    std::fs::read_dir(dir)
-        .map_err(failed)?
-        .map(|entry| Ok(entry.map_err(failed)?.path()))
-        .collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

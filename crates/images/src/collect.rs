@@ -1,0 +1,107 @@
+//! Collection: layers and documents that nothing needs are freed.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use holdfast_registry::Digest;
+use holdfast_store::gc::reachable;
+
+use crate::places::{Places, list};
+use crate::state::{LAYERS, LEASES, State, lock};
+use crate::{Result, content, remove};
+
+impl State {
+    /// Frees layers and documents that no image, snapshot, lease or pull in flight needs.
+    pub fn collect(&self, places: &Places) -> Result<()> {
+        let change = lock(&self.change);
+        let leases = self.db.read()?.all(&LEASES)?;
+        let now = SystemTime::now();
+        let (ended, live): (Vec<_>, Vec<_>) = leases
+            .into_iter()
+            .partition(|(_, l)| l.ended(now, self.retry_window));
+        let dead = {
+            // Whoever takes a hold from now on finds the dead ones gone from the index.
+            let holds = lock(&self.holds);
+            let mut index = self.index_mut();
+            let leased = live
+                .iter()
+                .flat_map(|(_, l)| &l.holds)
+                .filter_map(|key| Digest::parse(key).ok());
+            let roots: Vec<Digest> = leased
+                .chain(holds.snapshots.values().flatten().cloned())
+                .chain(holds.working.values().flatten().cloned())
+                .chain(
+                    index
+                        .images
+                        .values()
+                        .flat_map(|known| known.record.layers.iter().cloned()),
+                )
+                .collect();
+            let needed = reachable(roots, |chain| {
+                index.layers.get(chain).and_then(|layer| layer.parent.clone())
+            });
+            let dead: Vec<_> = index
+                .layers
+                .iter()
+                .filter(|(c, _)| !needed.contains(*c))
+                .map(|(c, l)| (c.clone(), Arc::clone(l)))
+                .collect();
+            for (chain, _) in &dead {
+                index.layers.remove(chain);
+            }
+            dead
+        };
+        if !dead.is_empty() || !ended.is_empty() {
+            self.db.write(|tx| -> Result<()> {
+                ended
+                    .iter()
+                    .try_for_each(|(key, _)| tx.remove(&LEASES, key).map(drop))?;
+                Ok(dead
+                    .iter()
+                    .try_for_each(|(chain, _)| tx.remove(&LAYERS, chain.as_str()).map(drop))?)
+            })?;
+        }
+        self.collect_documents(places)?;
+        drop(change);
+        // Nothing names them any more; a crash here leaves them to the sweep at open.
+        for (chain, layer) in dead {
+            let (dir, aside) = (places.layer(&layer), places.aside());
+            let gone = std::fs::rename(&dir, &aside).and_then(|()| remove::tree(&aside, &places.tmp));
+            if let Err(error) = gone {
+                tracing::warn!(layer = %chain, dir = %dir.display(), %error, "a layer that nothing needs could not be removed");
+            }
+        }
+        Ok(())
+    }
+
+    fn collect_documents(&self, places: &Places) -> Result<()> {
+        let needed: HashSet<PathBuf> = {
+            let (holds, index) = (lock(&self.holds), self.index());
+            let of_images = index.images.values().flat_map(|known| &known.record.blobs);
+            of_images
+                .chain(holds.working.values().flatten())
+                .map(|digest| content::path(places, digest))
+                .collect()
+        };
+        for algorithm in list(&places.blobs)? {
+            for path in list(&algorithm)?
+                .into_iter()
+                .filter(|path| !needed.contains(path))
+            {
+                let name = (
+                    algorithm.file_name().and_then(|n| n.to_str()),
+                    path.file_name().and_then(|n| n.to_str()),
+                );
+                let (Some(algorithm), Some(hex)) = name else {
+                    continue;
+                };
+                if let Ok(digest) = Digest::parse(&format!("{algorithm}:{hex}")) {
+                    content::remove(places, &digest);
+                }
+            }
+        }
+        Ok(())
+    }
+}
