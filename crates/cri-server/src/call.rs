@@ -25,10 +25,10 @@ pub async fn run<T>(
         }),
         None => work.await,
     };
-    let ms = start.elapsed().as_secs_f64() * 1000.0;
+    let ms = format!("{:.1}", start.elapsed().as_secs_f64() * 1000.0);
     match outcome {
         Ok(reply) => {
-            tracing::debug!(call = name, subject, ms, "answered");
+            tracing::debug!(call = name, subject, %ms, "answered");
             Ok(Response::new(reply))
         }
         Err(status) => {
@@ -36,10 +36,10 @@ pub async fn run<T>(
             match code {
                 // Clients ask after what is gone all the time.
                 Code::NotFound | Code::Unimplemented => {
-                    tracing::debug!(call = name, subject, ms, ?code, "{said}");
+                    tracing::debug!(call = name, subject, %ms, ?code, "{said}");
                 }
-                Code::Internal | Code::Unknown => tracing::error!(call = name, subject, ms, ?code, "{said}"),
-                _ => tracing::warn!(call = name, subject, ms, ?code, "{said}"),
+                Code::Internal | Code::Unknown => tracing::error!(call = name, subject, %ms, ?code, "{said}"),
+                _ => tracing::warn!(call = name, subject, %ms, ?code, "{said}"),
             }
             Err(status)
         }

@@ -135,7 +135,12 @@ pub fn told(status: Status) -> anyhow::Error {
             anyhow!("the runtime did not answer in time; --timeout allows more")
         }
         Code::Unimplemented if said.is_empty() => anyhow!("the runtime does not know this call"),
-        Code::Unavailable => anyhow!("the connection to the runtime broke: {said}"),
+        // Only what our own side of the connection says has a cause; "unavailable" can be the runtime's answer too.
+        Code::Unavailable | Code::Unknown | Code::Internal
+            if std::error::Error::source(&status).is_some() =>
+        {
+            anyhow!("the connection to the runtime broke: {said}")
+        }
         code => anyhow!("{said} ({code:?})"),
     }
 }

@@ -1,0 +1,228 @@
+//! `holdfast serve` as a process: its socket, its lock, its end, and a pod that does not notice any of it.
+//!
+//! Needs root, the helpers (`HOLDFAST_HELPERS`) and busybox-static; the network is a throw-away namespace.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Node {
+    dir: tempfile::TempDir,
+}
+
+impl Node {
+    /// The namespaces are this thread's, and so of all that it starts.
+    fn new() -> Self {
+        let helpers =
+            std::env::var_os("HOLDFAST_HELPERS").expect("HOLDFAST_HELPERS names the helpers' directory");
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+        let (none, private) = (
+            None::<&str>,
+            nix::mount::MsFlags::MS_SLAVE | nix::mount::MsFlags::MS_REC,
+        );
+        nix::mount::mount(none, "/", none, private, none).unwrap();
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let text = format!(
+            "root = \"{0}/root\"\nstate = \"{0}/state\"\nhelpers = \"{1}\"\n[network]\ncni_conf_dir = \"{0}/cni\"\n",
+            dir.path().display(),
+            PathBuf::from(&helpers).display()
+        );
+        std::fs::write(dir.path().join("config.toml"), text).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("state/holdfast.sock")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
+        command
+            .args(args)
+            .env("CONTAINER_RUNTIME_ENDPOINT", self.socket());
+        command
+    }
+
+    fn serve(&self) -> Daemon<'_> {
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("log"))
+            .unwrap();
+        let config = self.path("config.toml");
+        let child = self
+            .command(&["serve", "--config", config.to_str().unwrap()])
+            .stderr(log)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let daemon = Daemon { node: self, child };
+        self.until("the server answers", || {
+            self.command(&["version"]).output().unwrap().status.success()
+        });
+        daemon
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let out = self.command(args).output().unwrap();
+        assert!(out.status.success(), "{args:?}: {}\n{}", said(&out), self.log());
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "waited in vain: {what}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Killed when dropped, so that a failed test leaves no server behind.
+struct Daemon<'a> {
+    node: &'a Node,
+    child: Child,
+}
+
+impl Daemon<'_> {
+    fn signal(mut self, signal: Signal) -> std::process::ExitStatus {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if self.child.try_wait().unwrap().is_none() {
+            let _ = self.node.command(&["rm", "--force", "--all"]).output();
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn said(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+#[test]
+fn one_socket_one_server_one_clean_end() {
+    let node = Node::new();
+    let daemon = node.serve();
+    let mode = std::fs::metadata(node.socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o660);
+
+    let config = node.path("config.toml");
+    let second = node
+        .command(&["serve", "--config", config.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert!(said(&second).contains("another holdfast"), "{}", said(&second));
+    let other_root = node.path("other");
+    let args = [
+        "serve",
+        "--config",
+        config.to_str().unwrap(),
+        "--root",
+        other_root.to_str().unwrap(),
+    ];
+    let second = node.command(&args).output().unwrap();
+    assert!(
+        said(&second).contains("another server listens"),
+        "{}",
+        said(&second)
+    );
+
+    assert!(daemon.signal(Signal::SIGTERM).success());
+    assert!(!node.socket().exists());
+    // A server that died leaves its socket; the next one takes its place.
+    assert!(!node.serve().signal(Signal::SIGKILL).success());
+    assert!(node.socket().exists());
+    assert!(node.serve().signal(Signal::SIGINT).success());
+}
+
+#[test]
+fn a_pod_outlives_its_server() {
+    let node = Node::new();
+    let archive = node.path("busybox.tar");
+    let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/busybox-image");
+    let built = Command::new(builder)
+        .arg(&archive)
+        .arg("localhost/busybox:1")
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", said(&built));
+
+    let daemon = node.serve();
+    node.run(&["image", "load", archive.to_str().unwrap()]);
+    let script = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep 0.02; done; exit 5";
+    let logs = node.path("logs");
+    let run = [
+        "run",
+        "--pull",
+        "never",
+        "--host-network",
+        "--name",
+        "t",
+        "--log-directory",
+        logs.to_str().unwrap(),
+    ];
+    let id = node.run(&[&run[..], &["localhost/busybox:1", "sh", "-c", script]].concat());
+    let exec = node
+        .command(&["exec", "t", "sh", "-c", "echo out; echo err >&2; exit 7"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        (exec.status.code(), exec.stdout.as_slice(), exec.stderr.as_slice()),
+        (Some(7), &b"out\n"[..], &b"err\n"[..])
+    );
+    let pid = node.run(&["inspect", &id, "--field", "info.pid"]);
+
+    daemon.signal(Signal::SIGKILL);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(
+        Path::new("/proc").join(&pid).exists(),
+        "the container died with the server"
+    );
+    let daemon = node.serve();
+    node.until("the container ends", || {
+        node.run(&["inspect", &id, "--field", "status.state"]) == "CONTAINER_EXITED"
+    });
+    assert_eq!(node.run(&["inspect", &id, "--field", "status.exitCode"]), "5");
+    let lines: Vec<String> = node.run(&["logs", &id]).lines().map(str::to_owned).collect();
+    assert_eq!(lines, (1..=100).map(|n| n.to_string()).collect::<Vec<_>>());
+
+    node.run(&["stop", "t"]);
+    node.run(&["rm", "t"]);
+    assert_eq!(node.run(&["pods", "-q"]), "");
+    for left in [
+        "root/records/pods",
+        "root/records/containers",
+        "root/snapshots",
+        "state/pods",
+    ] {
+        let count = std::fs::read_dir(node.path(left)).map_or(0, Iterator::count);
+        assert_eq!(count, 0, "{left} is not empty");
+    }
+    assert!(daemon.signal(Signal::SIGTERM).success());
+}
