@@ -70,6 +70,19 @@ impl Link {
         Self::new(&client, events, hello.pid, pidfd)
     }
 
+    /// Ends a monitor that serves nobody: one that could not be told what for.
+    pub(super) fn kill(&self) {
+        let killed = rustix::process::pidfd_send_signal(self.pidfd.get_ref(), rustix::process::Signal::KILL);
+        if let Err(errno) = killed
+            && errno != rustix::io::Errno::SRCH
+        {
+            tracing::error!(
+                pid = self.pid,
+                "a monitor without a pod cannot be killed: {errno}"
+            );
+        }
+    }
+
     /// The next thing that the monitor says; [`MonitorEvent::Gone`] when it has died or hung up. Cancel-safe.
     ///
     /// The socket's end alone does not tell of a death: a container that waits at its barrier was cloned with a copy.
@@ -266,7 +279,18 @@ async fn adopt(context: &Context, estate: &Estate) -> Result<(Link, MonitorInven
     // What is left of the old one would refuse the new one its place.
     let _ = std::fs::remove_file(context.socket());
     let link = spawn(context).await?;
-    let client = link.client.with_deadline(bounds::CREATE);
+    match hand_over(context, estate, &link.client).await {
+        Ok(inventory) => Ok((link, inventory)),
+        Err(error) => {
+            // It has closed its copies of the vault by dying: the next one gets them afresh.
+            link.kill();
+            Err(error)
+        }
+    }
+}
+
+async fn hand_over(context: &Context, estate: &Estate, client: &Client) -> Result<MonitorInventory, Error> {
+    let client = client.with_deadline(bounds::CREATE);
     let containers = estate.containers.iter().map(|orphan| AdoptedContainer {
         create: container_message(context, &estate.record, &orphan.record),
         entry: entry(orphan),
@@ -283,11 +307,10 @@ async fn adopt(context: &Context, estate: &Estate) -> Result<(Link, MonitorInven
         .adopt(plan)
         .await
         .map_err(Error::monitor("handing the pod to a new monitor", context.id))?;
-    let inventory = client.inventory().await.map_err(Error::monitor(
+    client.inventory().await.map_err(Error::monitor(
         "asking the new monitor for its inventory",
         context.id,
-    ))?;
-    Ok((link, inventory))
+    ))
 }
 
 fn entry(orphan: &Orphan) -> ContainerEntry {

@@ -88,8 +88,10 @@ impl Files {
     async fn start_monitor(self) -> Result<Monitored, Error> {
         let link = link::spawn(&self.context).await?;
         let init = link::init_message(&self.context, &self.record);
-        let ready = link.client.init(init).await;
-        ready.map_err(Error::monitor("preparing the monitor", self.context.id))?;
+        if let Err(source) = link.client.init(init).await {
+            link.kill();
+            return Err(Error::monitor("preparing the monitor", self.context.id)(source));
+        }
         Ok(Monitored { files: self, link })
     }
 }

@@ -39,9 +39,13 @@ pub(super) async fn halt(
     if record.network_owed {
         teardown_network(context, &mut failures).await;
     }
-    let halted = match &client {
-        Some(client) => leave(context, client, &containers).await,
-        None => Err(MonitorError::Gone),
+    let halted = match client {
+        Some(client) => leave(context, &client, &containers).await,
+        // A monitor that was let go of in trouble may still be there.
+        None => match tokio::time::timeout(bounds::RECOVER, link::Link::connect(context)).await {
+            Ok(Ok(link)) => leave(context, &link.client, &containers).await,
+            _ => Err(MonitorError::Gone),
+        },
     };
     match halted {
         Ok(()) => {}

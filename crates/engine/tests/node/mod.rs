@@ -19,7 +19,7 @@ pub const IMAGE: &str = "localhost/busybox:latest";
 
 pub struct Node {
     pub scratch: Scratch,
-    /// Short: the monitors' sockets are below it, and a socket's path has 107 bytes at most.
+    /// As short as an operator's would be.
     state: tempfile::TempDir,
     pub cgroup: String,
     runtime: tokio::runtime::Runtime,
@@ -49,11 +49,7 @@ impl Node {
         isolate_mounts();
         NetNamespace::new().enter();
         let scratch = Scratch::new(name);
-        let state = tempfile::Builder::new()
-            .prefix("hf")
-            .rand_bytes(6)
-            .tempdir_in("/tmp")
-            .unwrap();
+        let state = tempfile::Builder::new().prefix("hf").tempdir_in("/tmp").unwrap();
         for dir in ["root", "logs"] {
             std::fs::create_dir_all(scratch.path().join(dir)).unwrap();
         }
@@ -87,13 +83,10 @@ impl Node {
     }
 
     fn scope(&self) -> Scope {
-        Scope::new(
-            self.scratch.path().join("root"),
-            self.scratch.path().join("state"),
-        )
-        .cgroup(&format!("{}/pods", self.cgroup))
-        .cgroup(&format!("{}/monitors", self.cgroup))
-        .bridge(&self.bridge)
+        Scope::new(self.scratch.path().join("root"), self.state())
+            .cgroup(&format!("{}/pods", self.cgroup))
+            .cgroup(&format!("{}/monitors", self.cgroup))
+            .bridge(&self.bridge)
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -106,7 +99,7 @@ impl Node {
 
     /// What a daemon does at its start.
     pub fn open(&mut self) {
-        let (root, state) = (self.path("root"), self.state.path().to_path_buf());
+        let (root, state) = (self.path("root"), self.state().to_path_buf());
         let _inside = self.runtime.enter();
         let images = self.images.clone().unwrap_or_else(|| {
             let registry = holdfast_registry::Client::new(holdfast_registry::Config::default());
