@@ -1,6 +1,7 @@
 //! The layers of one image, from wherever they come, fetched and unpacked side by side and committed in order.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -83,7 +84,7 @@ pub(crate) async fn documents(shared: &Arc<Shared>, documents: Vec<(Digest, Byte
 /// Makes documents durable, records the image, and frees what its names no longer mean.
 pub(crate) async fn record(shared: &Arc<Shared>, lease: String, new: NewImage) -> Result<()> {
     blocking(shared, move |shared| {
-        sync(&shared.places.layers)?;
+        sync(&handle(&shared.places.layers)?, &shared.places.layers)?;
         shared.state.commit_image(&lease, new)?;
         // A pull's buffers are large and rare: what the allocator kept of them goes back.
         holdfast_sys::heap::trim();
@@ -115,6 +116,7 @@ pub(crate) async fn layers(
             ..*p
         }
     });
+    let disk = Arc::new(handle(&shared.places.layers)?);
     let permits = Arc::new(Semaphore::new(shared.config.parallel_layers.max(1)));
     let mut tasks = JoinSet::new();
     for (place, plan) in documents.layers.iter().cloned().enumerate() {
@@ -159,8 +161,12 @@ pub(crate) async fn layers(
         if batch.is_empty() {
             continue;
         }
-        let (done, chain, lease) = (batch.len(), documents.layers.clone(), lease.to_owned());
-        let committed = blocking(shared, move |shared| commit_batch(shared, &chain, &lease, batch)).await;
+        let (done, disk) = (batch.len(), Arc::clone(&disk));
+        let (chain, lease) = (documents.layers.clone(), lease.to_owned());
+        let committed = blocking(shared, move |shared| {
+            commit_batch(shared, &disk, (&chain, &lease), batch)
+        })
+        .await;
         match committed {
             Ok(()) => step.send_modify(|p| p.layers_done += done),
             Err(error) => {
@@ -296,7 +302,12 @@ impl Worker {
 }
 
 /// Settles layers over each other, puts them in their places, syncs once, records.
-fn commit_batch(shared: &Shared, chain: &[LayerPlan], lease: &str, mut batch: Vec<Made>) -> Result<()> {
+fn commit_batch(
+    shared: &Shared,
+    disk: &OwnedFd,
+    (chain, lease): (&[LayerPlan], &str),
+    mut batch: Vec<Made>,
+) -> Result<()> {
     let places = &shared.places;
     let first = batch.first().map_or(0, |made| made.place);
     let below: Vec<Digest> = chain[..first].iter().map(|plan| plan.chain.clone()).collect();
@@ -347,7 +358,7 @@ fn commit_batch(shared: &Shared, chain: &[LayerPlan], lease: &str, mut batch: Ve
             record,
         });
     }
-    sync(&places.layers)?;
+    sync(disk, &places.layers)?;
     shared.state.commit_layers(lease, &new)?;
     for made in &mut batch {
         made.dir.taken = true;
@@ -355,15 +366,16 @@ fn commit_batch(shared: &Shared, chain: &[LayerPlan], lease: &str, mut batch: Ve
     Ok(())
 }
 
+/// A descriptor for [`sync`]. One that was opened before the writing reports errors of writes since then (syncfs(2)); each
+/// pull has its own, as an error is reported once per descriptor.
+fn handle(dir: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::empty()).map_err(|e| Error::io("open", dir, e))
+}
+
 /// Brings everything written so far on this file system to the disk: one call in place of an fsync for each of ten thousand files.
-fn sync(dir: &Path) -> Result<()> {
-    let fd = rustix::fs::open(
-        dir,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|e| Error::io("open", dir, e))?;
-    rustix::fs::syncfs(&fd).map_err(|e| Error::io("sync", dir, e))
+fn sync(disk: &OwnedFd, dir: &Path) -> Result<()> {
+    rustix::fs::syncfs(disk).map_err(|e| Error::io("sync", dir, e))
 }
 
 async fn blocking<R: Send + 'static>(

@@ -55,9 +55,9 @@ pub(crate) fn get(places: &Places, digest: &Digest, limit: u64) -> Result<Vec<u8
 /// Removes a document.
 pub(crate) fn remove(places: &Places, digest: &Digest) {
     let path = path(places, digest);
-    if let Err(error) = std::fs::remove_file(&path) {
-        if error.kind() != std::io::ErrorKind::NotFound {
-            tracing::warn!(path = %path.display(), %error, "a document that nothing needs could not be removed");
-        }
+    if let Err(error) = std::fs::remove_file(&path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "a document that nothing needs could not be removed");
     }
 }

@@ -179,7 +179,7 @@ async fn members_that_cannot_be_are_refused() {
 #[tokio::test]
 async fn bombs_are_stopped_by_their_limits() {
     let small = |limits: Limits| {
-        Root::with(Config {
+        Root::with(&Config {
             limits,
             ..Config::default()
         })

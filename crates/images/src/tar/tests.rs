@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
-use std::io::{BufReader, Read};
-use std::process::{Command, Stdio};
+use std::io::BufReader;
+use std::process::Command;
 
 use proptest::prelude::*;
 
@@ -67,9 +67,9 @@ fn gnu_tar(args: &[&str]) -> (tempfile::TempDir, Vec<u8>) {
     command
         .args(args)
         .args(["-C", dir.path().to_str().unwrap(), "-c", "t"]);
-    let tar = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut bytes = Vec::new();
-    tar.stdout.unwrap().read_to_end(&mut bytes).unwrap();
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let bytes = output.stdout;
     (dir, bytes)
 }
 

@@ -54,10 +54,10 @@ impl Unpacker<'_> {
     /// The directory that `parents` names, made if it is missing.
     pub(super) fn parent(&mut self, parents: &[&[u8]]) -> Outcome<Rc<Dir>> {
         let named = parents.join(&b'/');
-        if let Some((last, dir)) = &self.last {
-            if *last == named {
-                return Ok(Rc::clone(dir));
-            }
+        if let Some((last, dir)) = &self.last
+            && *last == named
+        {
+            return Ok(Rc::clone(dir));
         }
         let Some(dir) = self.walk(parents, true)? else {
             return Err(UnpackError::entry(&named, "cannot be made"));

@@ -244,10 +244,10 @@ pub struct Root {
 
 impl Root {
     pub fn new() -> Self {
-        Self::with(Config::default())
+        Self::with(&Config::default())
     }
 
-    pub fn with(config: Config) -> Self {
+    pub fn with(config: &Config) -> Self {
         // Not /tmp: it may be a tmpfs, which has no user xattrs before Linux 6.6.
         let dir = tempfile::Builder::new()
             .prefix("holdfast-test-")
@@ -261,7 +261,7 @@ impl Root {
     pub fn reopen(self) -> Self {
         let Self { dir, images } = self;
         drop(images);
-        let images = open(dir.path(), Config::default());
+        let images = open(dir.path(), &Config::default());
         Self { dir, images }
     }
 
@@ -350,7 +350,7 @@ impl Root {
     }
 }
 
-fn open(dir: &Path, config: Config) -> Images {
+fn open(dir: &Path, config: &Config) -> Images {
     let registry = Arc::new(Client::new(holdfast_registry::Config::default()));
     let begun = std::time::Instant::now();
     loop {
