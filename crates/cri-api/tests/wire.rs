@@ -98,7 +98,12 @@ fn message(m: &DescriptorProto, lines: &mut Vec<String>) {
             .iter()
             .find(|n| f.type_name().ends_with(&format!(".{}.{}", m.name(), n.name())));
         let ty = match nested {
-            Some(entry) if entry.options.as_ref().is_some_and(|o| o.map_entry()) => {
+            Some(entry)
+                if entry
+                    .options
+                    .as_ref()
+                    .is_some_and(prost_types::MessageOptions::map_entry) =>
+            {
                 format!(
                     "{{{},{}}}",
                     field_type(&entry.field[0]),
