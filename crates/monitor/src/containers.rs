@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use holdfast_launcher::{Barrier, Built, CgroupRef, ContainerPlan, Rootfs, Stdio as ChildStdio};
+use holdfast_launcher::{Barrier, Built, CgroupRef, ContainerPlan, ExecFailure, Rootfs, Stdio as ChildStdio};
 use holdfast_monitor_api::message::{
     self, ContainerCreated, ContainerStarted, CreateContainer, Exit, Failure, FailureKind, Phase, reply,
 };
@@ -353,6 +353,25 @@ impl Monitor {
             return;
         };
         let Some(outcome) = container.barrier.as_ref().and_then(Barrier::outcome) else {
+            return;
+        };
+        self.past_barrier(key, outcome);
+    }
+
+    /// Init is dead. Its end of the barrier is closed, but whoever looks through /proc may hold it for a moment longer:
+    /// a start that still waits is answered now, and the exit says the rest.
+    pub(crate) fn barrier_over(&mut self, key: u32) {
+        self.barrier_ready(key);
+        if self
+            .container(key)
+            .is_some_and(|container| container.starting.is_some())
+        {
+            self.past_barrier(key, Ok(()));
+        }
+    }
+
+    fn past_barrier(&mut self, key: u32, outcome: Result<(), ExecFailure>) {
+        let Some(container) = self.containers.iter_mut().find(|container| container.key == key) else {
             return;
         };
         if let Some(barrier) = container.barrier.take() {

@@ -116,7 +116,7 @@ impl Monitor {
     /// Init is dead; `None`: nobody saw how.
     pub(crate) fn container_ended(&mut self, key: u32, ended: Option<Ended>) {
         // If a start still waits, its answer comes first.
-        self.barrier_ready(key);
+        self.barrier_over(key);
         let Some(container) = self.container(key) else {
             return;
         };

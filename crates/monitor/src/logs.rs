@@ -88,17 +88,11 @@ impl Monitor {
             let Some(container) = self.containers.iter_mut().find(|container| container.key == key) else {
                 return;
             };
-            // The descriptor goes with the pump's end: off the poller first.
-            let control = container
-                .log
-                .running
-                .as_ref()
-                .and_then(|running| running.control.try_clone().ok());
             match container.log.notice() {
                 Ok(Some(notice)) => self.pump_says(key, notice),
                 Ok(None) => {
-                    if let Some(control) = control {
-                        self.poller.forget(control);
+                    if let Some(running) = container.log.running.take() {
+                        self.poller.forget(&running.control);
                     }
                     return self.pump_ended(key);
                 }

@@ -156,7 +156,7 @@ impl Pump {
         }
     }
 
-    /// The next notice of the running pump: `Ok(None)` when it has ended, `WouldBlock` when there is none.
+    /// The next notice of the running pump: `Ok(None)` when it has ended (and `running` can go), `WouldBlock` when there is none.
     pub fn notice(&mut self) -> io::Result<Option<Notice>> {
         let Some(running) = &self.running else {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -167,7 +167,8 @@ impl Pump {
             Ok(notice) => notice,
         };
         match notice {
-            None => self.running = None,
+            // The caller takes `running` off its poller and away.
+            None => {}
             Some(Notice::Ended {
                 stream: Stream::Stdout,
             }) => self.stdout_ended = true,
