@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
+use holdfast_testkit::{Leaks, Scope};
 use holdfast_conformance::{builder, cri, registry};
 
 use crate::cri::Cri;
@@ -34,6 +35,21 @@ struct Args {
     /// Name of the runtime when it is not holdfast: cases that are known to differ there are reported, not failed
     #[arg(long)]
     peer: Option<String>,
+    /// holdfast's --root; with --state, --daemon, --cgroup and --bridge: check after every case that nothing is left behind
+    #[arg(long, requires_all = ["state", "daemon", "bridge", "cgroup"])]
+    root: Option<PathBuf>,
+    /// holdfast's --state
+    #[arg(long)]
+    state: Option<PathBuf>,
+    /// Pid of holdfast's daemon
+    #[arg(long)]
+    daemon: Option<i32>,
+    /// Bridge of holdfast's built-in network
+    #[arg(long)]
+    bridge: Option<String>,
+    /// Cgroups below which everything is holdfast's; may be repeated
+    #[arg(long)]
+    cgroup: Vec<String>,
     /// Print the names of the cases and leave
     #[arg(long)]
     list: bool,
@@ -94,6 +110,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     let (open, closed, context) = set_up(&args, scratch.path()).await?;
     let context = Arc::new(context);
 
+    let leaks = match scope(&args) {
+        Some(scope) => {
+            // What the first pod makes for all that follow (the parent cgroup, a connection) is no leak.
+            cases::warm_up(&context).await?;
+            Some(Leaks::snapshot(&scope))
+        }
+        None => None,
+    };
+
     let (mut failed, mut differ, mut passed) = (Vec::new(), 0, 0);
     for case in &cases {
         let start = Instant::now();
@@ -103,6 +128,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             Err(_) => Err(anyhow::anyhow!("not finished after {limit:?}")),
         };
         let swept = cases::sweep(&context.cri).await;
+        let swept = match &leaks {
+            Some(leaks) => swept.and(nothing_left(leaks).await),
+            None => swept,
+        };
         let took = start.elapsed().as_millis();
         match result.and(swept) {
             Ok(()) => {
@@ -135,6 +164,32 @@ async fn main() -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The objects of the kernel and on disk that belong to the holdfast under test, where the caller says which they are.
+fn scope(args: &Args) -> Option<Scope> {
+    let (Some(root), Some(state), Some(daemon), Some(bridge)) =
+        (&args.root, &args.state, args.daemon, &args.bridge)
+    else {
+        return None;
+    };
+    let scope = Scope::new(root, state).daemon(daemon).bridge(bridge);
+    Some(args.cgroup.iter().fold(scope, |scope, cgroup| scope.cgroup(cgroup)))
+}
+
+/// Namespaces and interfaces die a little after the call that let them go.
+async fn nothing_left(leaks: &Leaks) -> anyhow::Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = leaks.differences();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            anyhow::bail!("left behind: {}", left.join("; "));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn set_up(args: &Args, scratch: &Path) -> anyhow::Result<(Registry, Registry, Context)> {

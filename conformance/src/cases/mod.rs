@@ -67,6 +67,13 @@ pub fn all() -> Vec<Case> {
     .collect()
 }
 
+/// One pod, whose life shows that the runtime works at all.
+pub async fn warm_up(context: &Context) -> anyhow::Result<()> {
+    let pod = Pod::run(context, "warm-up").await?;
+    pod.sleeper(context).await?;
+    pod.end().await
+}
+
 /// Removes every pod; an error names those that a case left behind.
 pub async fn sweep(cri: &Cri) -> anyhow::Result<()> {
     let left = cri.pods(None).await?;
