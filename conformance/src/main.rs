@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
-use holdfast_testkit::{Leaks, Scope};
 use holdfast_conformance::{builder, cri, registry};
+use holdfast_testkit::{Leaks, Scope};
 
 use crate::cri::Cri;
 use crate::registry::Registry;
@@ -174,7 +174,11 @@ fn scope(args: &Args) -> Option<Scope> {
         return None;
     };
     let scope = Scope::new(root, state).daemon(daemon).bridge(bridge);
-    Some(args.cgroup.iter().fold(scope, |scope, cgroup| scope.cgroup(cgroup)))
+    Some(
+        args.cgroup
+            .iter()
+            .fold(scope, |scope, cgroup| scope.cgroup(cgroup)),
+    )
 }
 
 /// Namespaces and interfaces die a little after the call that let them go.

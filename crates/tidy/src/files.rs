@@ -35,7 +35,9 @@ pub fn check(name: &str, text: &str) -> Vec<String> {
 
 fn rust_line(name: &str, line: &str) -> Option<&'static str> {
     let code = line.split("//").next().unwrap_or(line).trim();
-    let has_unsafe = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|k| code.contains(k));
+    let has_unsafe = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+        .iter()
+        .any(|k| code.contains(k));
     if has_unsafe && !UNSAFE_CRATES.iter().any(|c| name.starts_with(c)) {
         return Some("unsafe outside crates/sys and crates/pause");
     }
@@ -53,8 +55,21 @@ fn rust_line(name: &str, line: &str) -> Option<&'static str> {
 
 /// Absolute paths of a developer's machine and hosts of package mirrors have no place in a repository that stands alone.
 fn names_a_machine(line: &str) -> bool {
-    const PATHS: &[&str] = &["/work/main", "/work/shared", "/work/tmp", "/work/target", "/work/.", "/root/."];
-    const MIRRORS: &[&str] = &["deb.debian.org", "index.crates.io", "static.crates.io", "pypi.org/", "registry.npmjs"];
+    const PATHS: &[&str] = &[
+        "/work/main",
+        "/work/shared",
+        "/work/tmp",
+        "/work/target",
+        "/work/.",
+        "/root/.",
+    ];
+    const MIRRORS: &[&str] = &[
+        "deb.debian.org",
+        "index.crates.io",
+        "static.crates.io",
+        "pypi.org/",
+        "registry.npmjs",
+    ];
     PATHS.iter().chain(MIRRORS).any(|p| line.contains(p))
 }
 
@@ -64,7 +79,10 @@ mod tests {
 
     #[test]
     fn a_clean_file_has_no_finding() {
-        assert_eq!(check("crates/model/src/lib.rs", "//! What a pod is.\npub struct Pod;\n"), Vec::<String>::new());
+        assert_eq!(
+            check("crates/model/src/lib.rs", "//! What a pod is.\npub struct Pod;\n"),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -72,7 +90,10 @@ mod tests {
         let text = "//! x\nfn f() { unsafe { g() } }\n";
         assert_eq!(check("crates/engine/src/lib.rs", text).len(), 1);
         assert_eq!(check("crates/sys/src/lib.rs", text).len(), 0);
-        assert_eq!(check("crates/engine/src/lib.rs", "//! x\n// never unsafe { }\n").len(), 0);
+        assert_eq!(
+            check("crates/engine/src/lib.rs", "//! x\n// never unsafe { }\n").len(),
+            0
+        );
     }
 
     #[test]
@@ -81,7 +102,10 @@ mod tests {
         assert_eq!(check("crates/a/src/b.rs", &long).len(), 1);
         assert_eq!(check("crates/a/src/b.rs", "fn a() { todo!() }\n").len(), 1);
         assert_eq!(check("crates/a/src/lib.rs", "fn a() {}\n").len(), 1);
-        assert_eq!(check("crates/a/tests/b.rs", "#[ignore]\n#[test]\nfn a() {}\n").len(), 1);
+        assert_eq!(
+            check("crates/a/tests/b.rs", "#[ignore]\n#[test]\nfn a() {}\n").len(),
+            1
+        );
     }
 
     #[test]

@@ -27,17 +27,38 @@ const LAYERS: &[(&str, u8)] = &[
 ];
 
 /// Development crates: they may look at anything, and only tests may look at them.
-const DEVELOPMENT: &[&str] =
-    &["holdfast-testkit", "holdfast-conformance", "holdfast-cni-bad", "holdfast-tidy", "holdfast-bench"];
+const DEVELOPMENT: &[&str] = &[
+    "holdfast-testkit",
+    "holdfast-conformance",
+    "holdfast-cni-bad",
+    "holdfast-tidy",
+    "holdfast-bench",
+];
 
 /// Dependencies that are never right, however the layers lie.
 const FORBIDDEN: &[(&str, &str, &str)] = &[
     ("holdfast-engine", "tonic", "the engine knows nothing of gRPC"),
-    ("holdfast-engine", "holdfast-cri-api", "the engine speaks the model's types"),
-    ("holdfast-engine", "holdfast-launcher", "only the monitor launches"),
+    (
+        "holdfast-engine",
+        "holdfast-cri-api",
+        "the engine speaks the model's types",
+    ),
+    (
+        "holdfast-engine",
+        "holdfast-launcher",
+        "only the monitor launches",
+    ),
     ("holdfast-launcher", "tokio", "the launcher is synchronous"),
-    ("holdfast-monitor", "tokio", "the monitor is synchronous and small"),
-    ("holdfast-monitor", "tonic", "the monitor is synchronous and small"),
+    (
+        "holdfast-monitor",
+        "tokio",
+        "the monitor is synchronous and small",
+    ),
+    (
+        "holdfast-monitor",
+        "tonic",
+        "the monitor is synchronous and small",
+    ),
     ("holdfast-cgroups", "tokio", "cgroups are written synchronously"),
     ("holdfast-sys", "tokio", "system calls only"),
     ("holdfast-model", "tokio", "the model does no I/O"),
@@ -50,10 +71,17 @@ pub fn check(root: &Path) -> anyhow::Result<Vec<String>> {
         .current_dir(root)
         .output()
         .context("run cargo metadata")?;
-    ensure!(out.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&out.stderr));
+    ensure!(
+        out.status.success(),
+        "cargo metadata: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     let metadata: Value = serde_json::from_slice(&out.stdout).context("read what cargo metadata printed")?;
     let mut edges = Vec::new();
-    for package in metadata["packages"].as_array().context("cargo metadata names no packages")? {
+    for package in metadata["packages"]
+        .as_array()
+        .context("cargo metadata names no packages")?
+    {
         let name = package["name"].as_str().context("a package without a name")?;
         edges.push((name.to_owned(), None));
         for dep in package["dependencies"].as_array().into_iter().flatten() {
@@ -73,7 +101,9 @@ fn judge(edges: &[(String, Option<(String, bool)>)]) -> Vec<String> {
         let development = DEVELOPMENT.contains(&from.as_str());
         let Some((to, normal)) = dep else {
             if layer(from).is_none() && !development {
-                findings.push(format!("{from} has no layer: add it to crates/tidy/src/layers.rs"));
+                findings.push(format!(
+                    "{from} has no layer: add it to crates/tidy/src/layers.rs"
+                ));
             }
             continue;
         };
@@ -87,12 +117,16 @@ fn judge(edges: &[(String, Option<(String, bool)>)]) -> Vec<String> {
             continue;
         }
         if DEVELOPMENT.contains(&to.as_str()) {
-            findings.push(format!("{from} depends on the development crate {to} outside its tests"));
+            findings.push(format!(
+                "{from} depends on the development crate {to} outside its tests"
+            ));
         }
         if let (Some(a), Some(b)) = (layer(from), layer(to))
             && b >= a
         {
-            findings.push(format!("{from} (layer {a}) depends on {to} (layer {b}): only downwards"));
+            findings.push(format!(
+                "{from} (layer {a}) depends on {to} (layer {b}): only downwards"
+            ));
         }
     }
     findings
@@ -108,19 +142,34 @@ mod tests {
 
     #[test]
     fn downwards_is_fine() {
-        assert_eq!(judge(&[edge("holdfast-engine", "holdfast-images", true)]), Vec::<String>::new());
+        assert_eq!(
+            judge(&[edge("holdfast-engine", "holdfast-images", true)]),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
     fn upwards_and_sideways_are_found() {
-        assert_eq!(judge(&[edge("holdfast-images", "holdfast-engine", true)]).len(), 1);
-        assert_eq!(judge(&[edge("holdfast-images", "holdfast-network", true)]).len(), 1);
+        assert_eq!(
+            judge(&[edge("holdfast-images", "holdfast-engine", true)]).len(),
+            1
+        );
+        assert_eq!(
+            judge(&[edge("holdfast-images", "holdfast-network", true)]).len(),
+            1
+        );
     }
 
     #[test]
     fn test_dependencies_may_look_anywhere() {
-        assert_eq!(judge(&[edge("holdfast-images", "holdfast-testkit", false)]), Vec::<String>::new());
-        assert_eq!(judge(&[edge("holdfast-images", "holdfast-testkit", true)]).len(), 1);
+        assert_eq!(
+            judge(&[edge("holdfast-images", "holdfast-testkit", false)]),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            judge(&[edge("holdfast-images", "holdfast-testkit", true)]).len(),
+            1
+        );
     }
 
     #[test]
