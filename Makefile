@@ -2,7 +2,7 @@
 #
 # Three kinds of binary, three cargo calls (cargo never runs inside a build script here):
 #   holdfast          the daemon and the operator's commands: an ordinary release build
-#   holdfast-monitor  one process a pod: static (+crt-static), optimised for size (profile `monitor`)
+#   holdfast-monitor  one process a pod: static and not relocated (each relocation would dirty memory of every pod), profile `monitor`
 #   holdfast-pause    the sandbox's init: no_std, linked by hand, a workspace of its own
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,7 +32,7 @@ build: deps monitor pause ## the three binaries, in target/bin
 	install -D -t $(RELEASE) $(TARGET)/release/holdfast $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
 
 monitor:
-	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --profile monitor --target $(HOST) -p holdfast-monitor --bin holdfast-monitor
+	RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" $(CARGO) build --locked --profile monitor --target $(HOST) -p holdfast-monitor --bin holdfast-monitor
 	install -D -t $(TARGET)/helpers $(TARGET)/$(HOST)/monitor/holdfast-monitor
 
 pause:
