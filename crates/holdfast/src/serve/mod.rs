@@ -5,6 +5,7 @@
 mod lock;
 mod privileges;
 mod socket;
+mod upkeep;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -60,7 +61,10 @@ pub fn run(options: Serve) -> Result<()> {
 }
 
 async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
-    let registry = Arc::new(holdfast_registry::Client::new(config.registry.clone()));
+    let mut registry = config.registry.clone();
+    registry.proxy = holdfast_registry::Proxy::from_env()
+        .map_err(|reason| anyhow::anyhow!("the environment's proxy: {reason}"))?;
+    let registry = Arc::new(holdfast_registry::Client::new(registry));
     let images = Images::open(&config.root, config.images.clone(), registry)
         .with_context(|| format!("cannot open the images in {}", config.root.display()))?;
     let network =
@@ -68,6 +72,11 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
     let engine = Engine::open(config.engine.clone(), images.clone(), network)
         .await
         .context("cannot open the pods")?;
+    upkeep::collect_images(images.clone());
+    let cgroups = [
+        config.engine.default_cgroup.clone(),
+        config.engine.monitor_cgroup.clone(),
+    ];
     let services = Services {
         engine,
         images,
@@ -91,6 +100,7 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
     );
     holdfast_sys::heap::trim();
     holdfast_cri_server::serve(listener, services, shutdown, config.drain).await?;
+    upkeep::remove_empty_cgroups(&cgroups);
     tracing::info!("stopped");
     Ok(())
 }
