@@ -18,7 +18,7 @@ use crate::creds::Credentials;
 use crate::devices::Devices;
 use crate::error::Error;
 use crate::fault::{Context, Fault, Result, chain};
-use crate::init::{Init, become_root, close_others, ensure_working_directory, pivot};
+use crate::init::{Init, become_root, close_others, ensure_working_directory, enter_root, pivot};
 use crate::limits::{Limits, set_oom_score};
 use crate::mounts::{Entry, Making, Placing, Prepared, make_read_only, mask};
 use crate::namespaces::{Choice, Choices, MOUNT, USER};
@@ -136,11 +136,15 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         staging::clone_tree(shm.as_fd(), false).at(|| "clone the pod's /dev/shm")
     };
     making.of_pod(&mut prepared, shm)?;
-    let at = staging::open(base.as_fd(), staging::ROOT)?;
-    attach(root.as_fd(), at.as_fd()).at(|| "attach the container's root")?;
-    if let Some(whole) = &whole_proc {
-        let at = staging::open(base.as_fd(), staging::PROC)?;
-        attach(whole.as_fd(), at.as_fd()).at(|| "attach the host's /proc")?;
+    match &whole_proc {
+        // Over the staging tree's own root, so that nothing has to be taken off again (see `enter_root`).
+        None => attach(root.as_fd(), base.as_fd()).at(|| "attach the container's root")?,
+        Some(whole) => {
+            let at = staging::open(base.as_fd(), staging::ROOT)?;
+            attach(root.as_fd(), at.as_fd()).at(|| "attach the container's root")?;
+            let at = staging::open(base.as_fd(), staging::PROC)?;
+            attach(whole.as_fd(), at.as_fd()).at(|| "attach the host's /proc")?;
+        }
     }
     let placing = Placing {
         root: Root {
@@ -158,6 +162,8 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         choices: &choices,
         later: &later,
         devices: &devices,
+        base: &base,
+        root: &root,
         in_user_namespace: mapping.is_some(),
     };
     let init = Init {
@@ -305,6 +311,9 @@ struct Entering<'a> {
     choices: &'a Choices,
     later: &'a [Prepared],
     devices: &'a Devices,
+    /// The staging tree and the container's root, in the builder's mount namespace.
+    base: &'a OwnedFd,
+    root: &'a OwnedFd,
     in_user_namespace: bool,
 }
 
@@ -319,27 +328,35 @@ impl Entering<'_> {
         if let Choice::Join(fd) = &self.choices.cgroup {
             fds.push(fd.as_fd());
         }
+        fds.extend([self.base.as_fd(), self.root.as_fd()]);
         fds
     }
 
     fn enter(&self) -> Result<()> {
         self.choices.enter_cgroup()?;
-        if self.in_user_namespace {
-            become_root()?;
-            // A copy that belongs to the user namespace: its mounts are locked to what the host has made of them.
-            namespace::unshare(MOUNT).at(|| "make the user namespace's mount namespace")?;
+        if !self.in_user_namespace {
+            self.fill(self.base.as_fd(), self.root.as_fd())?;
+            enter_root(self.root.as_fd())?;
+            return self.share(self.root.as_fd());
         }
+        become_root()?;
+        // A copy that belongs to the user namespace: its mounts are locked to what the host has made of them.
+        namespace::unshare(MOUNT).at(|| "make the user namespace's mount namespace")?;
         let base = staging::root()?;
-        let mut root = staging::open(base.as_fd(), staging::ROOT)?;
-        if self.in_user_namespace {
-            // A locked mount cannot become the root: its clone can.
-            let clone = staging::clone_tree(root.as_fd(), true).at(|| "clone the root")?;
-            attach(clone.as_fd(), root.as_fd()).at(|| "attach the clone of the root")?;
-            root = clone;
-        }
+        let locked = staging::open(base.as_fd(), staging::ROOT)?;
+        // A locked mount cannot become the root: its clone can.
+        let root = staging::clone_tree(locked.as_fd(), true).at(|| "clone the root")?;
+        attach(root.as_fd(), locked.as_fd()).at(|| "attach the clone of the root")?;
+        self.fill(base.as_fd(), root.as_fd())?;
+        pivot(root.as_fd())?;
+        self.share(root.as_fd())
+    }
+
+    /// What is left to be done in the root.
+    fn fill(&self, base: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Result<()> {
         let placing = Placing {
             root: Root {
-                fd: root.as_fd(),
+                fd: root,
                 owner: (0, 0),
             },
             devices: self.devices,
@@ -353,24 +370,26 @@ impl Entering<'_> {
         let linux = &self.parts.linux;
         let masked = linux.masked_paths().as_deref().unwrap_or_default();
         if !masked.is_empty() {
-            let empty = staging::open(base.as_fd(), staging::EMPTY)?;
-            let null = staging::open(base.as_fd(), staging::NULL)?;
+            let empty = staging::open(base, staging::EMPTY)?;
+            let null = staging::open(base, staging::NULL)?;
             mask(placing.root, masked, empty.as_fd(), null.as_fd())?;
         }
         make_read_only(
             placing.root,
             linux.readonly_paths().as_deref().unwrap_or_default(),
         )?;
-        self.finish_root(placing.root)?;
-        pivot(root.as_fd())?;
-        // Only now: pivot_root(2) takes no shared mount as the new root.
+        self.finish_root(placing.root)
+    }
+
+    /// Once it is the root: pivot_root(2) takes no shared mount as the new one.
+    fn share(&self, root: BorrowedFd<'_>) -> Result<()> {
         match self.parts.linux.rootfs_propagation().as_deref() {
             Some("shared" | "rshared") => {
                 let attributes = Attributes {
                     propagation: Propagation::Shared,
                     ..Attributes::default()
                 };
-                set_attributes(root.as_fd(), attributes).at(|| "set the propagation of the root")
+                set_attributes(root, attributes).at(|| "set the propagation of the root")
             }
             _ => Ok(()),
         }

@@ -278,6 +278,18 @@ fn bind_console(master: BorrowedFd<'_>) -> Result<()> {
     attach(clone.as_fd(), console.as_fd()).at(what)
 }
 
+/// Makes a mount that lies over its namespace's root the process's root.
+///
+/// Below it is only the staging tree, which holds nothing of the host, and every way up (`..` from outside of an inner
+/// chroot, setns to one's own namespace) ends at the topmost mount at `/`, which is this one. So there is nothing to
+/// take off; unmounting an old root would wait for an RCU grace period, which takes milliseconds on a busy machine.
+pub(crate) fn enter_root(root: BorrowedFd<'_>) -> Result<()> {
+    let what = || "change the root";
+    rustix::process::fchdir(root).at(what)?;
+    rustix::process::chroot(".").at(what)?;
+    rustix::process::chdir("/").at(what)
+}
+
 /// Makes the tree behind `root` the process's own, and lets go of the old one.
 pub(crate) fn pivot(root: BorrowedFd<'_>) -> Result<()> {
     let what = || "change the root";

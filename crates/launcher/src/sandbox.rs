@@ -260,6 +260,8 @@ impl Stage<'_> {
         let sysctls = self.plan.sysctls.iter().map(|(name, value)| (name, value));
         sysctl::apply(sysctls, self.own, self.proc)?;
         process::reset_signals().at(|| "reset signals")?;
+        // An init that does not handle a signal does not get it: one sent before pause waits for it would be lost.
+        process::block_signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]).at(|| "block signals")?;
         rustix::process::setsid().at(|| "make a session")?;
         drop_bounding(0)?;
         process::set_ids(pause.id, pause.id, &[]).at(|| "become pause's user")?;

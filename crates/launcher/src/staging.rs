@@ -1,6 +1,6 @@
 //! The tiny tree that is pause's root and, copied, the first root of every container of the pod while it is built.
 //!
-//! `/root` is where a container's root is attached, `/empty` and `/null` are what masked paths are covered with,
+//! The container's root is attached over it (with a user namespace at `/root`), `/empty` and `/null` are what masked paths are covered with,
 //! `/proc` shows a whole procfs where a user namespace needs one to be allowed its own, `/shm` is the pod's /dev/shm,
 //! `/pause` the program.
 

@@ -176,3 +176,29 @@ fn pid_wait(running: &common::Running) -> i32 {
         .unwrap()
         .code()
 }
+
+/// The old root is not unmounted but lies below: no way up leads to it.
+#[test]
+fn there_is_nothing_above_the_root() {
+    let lab = Lab::new();
+    std::fs::create_dir_all(lab.path("image/inner")).unwrap();
+    let chroot = "chroot /inner /bin/true";
+    let pod = lab.pod();
+    let script = format!(
+        "mkdir -p /inner/bin; cp /bin/busybox /inner/bin/true; {chroot}; cat /proc/self/mountinfo | cut -d' ' -f5 | sort | uniq -d; \
+         cut -d' ' -f5 /proc/self/mountinfo | head -1; ls /../../.. | tr '\\n' ' '; ls /proc/1/root/.. | tr '\\n' ' '; \
+         nsenter --mount=/proc/self/ns/mnt ls / | tr '\\n' ' '; unshare -U true && echo nested; \
+         umount -l /; ls -A / 2>&1 | tr '\\n' ' '"
+    );
+    let mut spec = lab.spec(&pod, &script);
+    for set in ["bounding", "effective", "permitted"] {
+        let caps = spec["process"]["capabilities"][set].as_array_mut().unwrap();
+        caps.extend([json!("CAP_SYS_ADMIN"), json!("CAP_SYS_PTRACE")]);
+    }
+    let out = lab.run(&pod, &spec);
+    let root = "bin dev etc home inner proc sys tmp ";
+    let want = format!("/\n{root}{root}{root}nested\n");
+    assert!(out.out.starts_with(&want), "{out:?}");
+    pod.stop();
+    lab.finish();
+}

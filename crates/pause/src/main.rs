@@ -14,8 +14,8 @@
 //! ```
 //!
 //! With `CARGO_TARGET_DIR` set the result is `$CARGO_TARGET_DIR/release/holdfast-pause`, else
-//! `crates/pause/target/release/holdfast-pause`; for aarch64 add `--target aarch64-unknown-linux-gnu -C
-//! linker=aarch64-linux-gnu-gcc`, and the target's name comes before `release`. A change of RUSTFLAGS (such as
+//! `crates/pause/target/release/holdfast-pause`. For aarch64 add `--target aarch64-unknown-linux-gnu` (its name then comes
+//! before `release`) and name a linker, `-C linker=aarch64-linux-gnu-gcc`. A change of RUSTFLAGS (such as
 //! `+crt-static`) makes no difference.
 
 #![no_std]
@@ -44,7 +44,8 @@ const fn bit(signal: u32) -> u64 {
 
 /// Entered from `_start`, with nothing set up but the stack.
 extern "C" fn main() -> ! {
-    // The signals are never delivered, only waited for: no handler, no race between a signal and the wait.
+    // The signals are never delivered, only waited for: no handler, no race between a signal and the wait. The launcher
+    // has blocked them already: as PID 1 we would not get one that comes before this.
     let signals = bit(SIGINT) | bit(SIGTERM) | bit(SIGCHLD);
     call(
         Number::RtSigprocmask,

@@ -113,6 +113,20 @@ pub fn reset_signals() -> io::Result<()> {
     .map(drop)
 }
 
+/// Blocks these signals and no others. The mask outlives execve.
+pub fn block_signals(signals: &[i32]) -> io::Result<()> {
+    // SAFETY: the set is built in place and read by the call; an invalid number is refused by sigaddset.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            check(libc::sigaddset(&raw mut set, *signal).into())?;
+        }
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()).into())
+    }
+    .map(drop)
+}
+
 /// Makes the terminal behind `fd` the controlling one of the session that this process leads.
 pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes a number.

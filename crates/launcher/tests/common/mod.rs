@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 const APPLETS: &[&str] = &[
     "sh", "cat", "ls", "id", "mount", "umount", "mkdir", "echo", "sleep", "readlink", "stat", "test", "true",
     "false", "hostname", "touch", "grep", "ps", "kill", "head", "wc", "env", "pwd", "tty", "dd", "ln", "rm",
-    "chmod", "ip", "stty", "mknod", "df", "seq", "usleep", "find", "cut", "sort", "tr", "chown", "nc",
-    "sync",
+    "chmod", "ip", "stty", "cp", "chroot", "nsenter", "unshare", "uniq", "mknod", "df", "seq", "usleep",
+    "find", "cut", "sort", "tr", "chown", "nc", "sync",
 ];
 
 pub struct Lab {
@@ -53,6 +53,13 @@ impl Snapshot {
 
 pub struct Pod {
     pub built: Built,
+}
+
+/// A test that fails leaves no pause behind.
+impl Drop for Pod {
+    fn drop(&mut self) {
+        let _gone = pidfd::signal(self.built.pidfd.as_fd(), libc::SIGKILL);
+    }
 }
 
 impl Pod {
@@ -198,9 +205,10 @@ impl Lab {
         let target = exe.ancestors().nth(3).unwrap();
         let mut places = vec![
             exe.with_file_name("holdfast-pause"),
+            target.join("helpers/holdfast-pause"),
             target.join("release/holdfast-pause"),
         ];
-        places.extend(target.parent().map(|t| t.join("release/holdfast-pause")));
+        places.extend(target.parent().map(|t| t.join("helpers/holdfast-pause")));
         places.extend(std::env::var_os("HOLDFAST_PAUSE").map(PathBuf::from));
         places
             .into_iter()
