@@ -22,7 +22,7 @@ fn run(program: &[Instruction], data: Data) -> (u32, usize) {
         4 => data.arch,
         16..=63 => {
             let argument = data.arguments[(offset as usize - 16) / 8];
-            if offset % 8 == 0 {
+            if offset.is_multiple_of(8) {
                 argument as u32
             } else {
                 (argument >> 32) as u32
