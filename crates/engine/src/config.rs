@@ -13,6 +13,8 @@ pub mod bounds {
     pub const WAITERS: usize = 256;
     /// Containers on record in one pod.
     pub const CONTAINERS: usize = 4096;
+    /// Root file systems that are being deleted at a time.
+    pub const DISCARDS: usize = 4;
     /// Execs running in one pod at a time.
     pub const EXECS: usize = 512;
     /// How long a finished create waits for its caller to come back.

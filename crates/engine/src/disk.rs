@@ -80,15 +80,25 @@ impl Disk {
             .await
     }
 
-    pub(crate) async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), Error> {
-        let store = self.sandboxes.clone();
-        self.write(id.as_str(), move |key| store.remove(key).map(drop))
+    /// Removes the record after `first` has succeeded, in one go: each change of thread costs more than the work.
+    pub(crate) async fn remove_sandbox(
+        &self,
+        id: &SandboxId,
+        first: impl FnOnce() -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (store, id) = (self.sandboxes.clone(), *id);
+        self.blocking(move || first().and_then(|()| removed(&store, id.as_str())))
             .await
     }
 
-    pub(crate) async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
-        let store = self.containers.clone();
-        self.write(id.as_str(), move |key| store.remove(key).map(drop))
+    /// As [`Disk::remove_sandbox`].
+    pub(crate) async fn remove_container(
+        &self,
+        id: &ContainerId,
+        first: impl FnOnce() -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let (store, id) = (self.containers.clone(), *id);
+        self.blocking(move || first().and_then(|()| removed(&store, id.as_str())))
             .await
     }
 
@@ -97,20 +107,35 @@ impl Disk {
         id: &str,
         work: impl FnOnce(&str) -> holdfast_store::Result<()> + Send + 'static,
     ) -> Result<(), Error> {
-        let gone = || Error::Internal {
-            what: "the runtime is shutting down".into(),
-        };
-        let turn = self.gate.clone().acquire_owned().await.map_err(|_| gone())?;
         let id = id.to_owned();
-        let written = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+        self.blocking(move || {
             work(&id).map_err(|source| Error::Record {
                 id,
                 source: Box::new(source),
             })
-        });
-        written.await.map_err(|_| gone())?
+        })
+        .await
     }
+
+    async fn blocking(&self, work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+        let gone = || Error::Internal {
+            what: "the runtime is shutting down".into(),
+        };
+        let turn = self.gate.clone().acquire_owned().await.map_err(|_| gone())?;
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        done.await.map_err(|_| gone())?
+    }
+}
+
+fn removed<T: Serialize + DeserializeOwned>(store: &Records<Stored<T>>, id: &str) -> Result<(), Error> {
+    let outcome = store.remove(id);
+    outcome.map(drop).map_err(|source| Error::Record {
+        id: id.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 type Opened<T> = (Kept<T>, Vec<Arc<T>>);

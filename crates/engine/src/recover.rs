@@ -7,7 +7,7 @@ use holdfast_cgroups::Hierarchy;
 use holdfast_images::Images;
 use holdfast_model::{ContainerRecord, SandboxId, SandboxRecord, SandboxState};
 use holdfast_network::Network;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Semaphore, broadcast, oneshot};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
@@ -55,6 +55,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         events: broadcast::Sender::new(bounds::EVENTS),
         boot_id,
         identities: Identities::default(),
+        discards: Semaphore::new(bounds::DISCARDS),
     });
     let known: BTreeSet<SandboxId> = sandboxes.iter().map(|record| record.id).collect();
     revive(&shared, sandboxes, containers).await;
@@ -107,15 +108,9 @@ async fn revive(
     }
     for orphan in by_pod.into_values().flatten() {
         warn!(container = %orphan.id, "has a record, but its pod {} has none", orphan.sandbox);
-        let swept = blocking({
-            let (shared, cgroup) = (shared.clone(), orphan.cgroup.clone());
-            move || crate::pod::sweep_one(&shared.hierarchy, &cgroup)
-        });
-        if let Err(error) = swept.await {
-            error!(container = %orphan.id, "{}", error.chain());
-            continue;
-        }
-        if let Err(error) = shared.disk.remove_container(&orphan.id).await {
+        let (hierarchy, cgroup) = (shared.hierarchy.clone(), orphan.cgroup.clone());
+        let first = move || crate::pod::sweep_one(&hierarchy, &cgroup);
+        if let Err(error) = shared.disk.remove_container(&orphan.id, first).await {
             error!(container = %orphan.id, "{}", error.chain());
         }
     }

@@ -8,7 +8,7 @@ use holdfast_cgroups::Hierarchy;
 use holdfast_images::Images;
 use holdfast_model::{ContainerId, SandboxId, SandboxMetadata};
 use holdfast_network::Network;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 
 use crate::disk::Disk;
 use crate::lookup::Identities;
@@ -31,6 +31,8 @@ pub(crate) struct Shared {
     pub events: broadcast::Sender<Event>,
     pub boot_id: String,
     pub identities: Identities,
+    /// Discards of root file systems at a time.
+    pub discards: Semaphore,
 }
 
 /// How each pod's owner is reached.

@@ -17,7 +17,7 @@ fn a_host_network_pod_runs_and_leaves_nothing() {
     assert_eq!(record.state, SandboxState::Ready);
     assert!(record.ips.is_empty());
 
-    let script = "echo out; echo err >&2; trap 'echo bye; exit 7' TERM; while :; do sleep 0.05; done";
+    let script = "trap 'echo bye; exit 7' TERM; echo out; echo err >&2; while :; do sleep 0.05; done";
     let container = timed("create", || node.create(&pod, node.script("main", script)));
     assert_eq!(node.status(&container).state, ContainerState::Created);
     timed("start", || node.start(&container));
@@ -106,8 +106,11 @@ fn stops_are_shortened_and_forced() {
     let pod = node.run_pod(node.host_pod("one"));
     let deaf = node.run(
         &pod,
-        node.script("deaf", "trap '' TERM; while :; do sleep 0.05; done"),
+        node.script("deaf", "trap '' TERM; echo deaf; while :; do sleep 0.05; done"),
     );
+    wait("its ears to be shut", || {
+        node.log(&deaf).contains("deaf").then_some(())
+    });
     let start = Instant::now();
     let engine = node.engine().clone();
     let id = deaf.clone();

@@ -147,6 +147,13 @@ fn pause_dies_and_the_pod_is_no_longer_ready() {
     node.assert_clean();
 }
 
+fn sockets(node: &Node) -> usize {
+    let pods = std::fs::read_dir(node.state().join("pods")).unwrap();
+    pods.flatten()
+        .filter(|pod| pod.path().join("monitor.sock").exists())
+        .count()
+}
+
 #[test]
 fn half_made_things_are_unwound_at_the_next_start() {
     let mut node = Node::new("half");
@@ -162,7 +169,9 @@ fn half_made_things_are_unwound_at_the_next_start() {
             async move { drop(engine.create_container(&id, spec).await) }
         });
         let second = node.spawn(async move { drop(engine.run_pod_sandbox(half, "").await) });
-        std::thread::sleep(Duration::from_millis(round * 3));
+        // From the first moment at which there is something to find again.
+        wait("another monitor", || (sockets(&node) > 1).then_some(()));
+        std::thread::sleep(Duration::from_micros(round * 700));
         first.abort();
         second.abort();
         let _ = node.block_on(first);

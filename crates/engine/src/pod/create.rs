@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use holdfast_images::{IdMap, Image, PrepareOptions, Snapshot};
-use holdfast_model::{ContainerRecord, ContainerUser, ResolvedImage, SandboxRecord, Signal};
+use holdfast_model::{ContainerId, ContainerRecord, ContainerUser, ResolvedImage, SandboxRecord, Signal};
 use holdfast_monitor_api::message::Rootfs;
 use holdfast_monitor_api::{Client, Container};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Context, files, link};
 use crate::adjust::{Subject, adjust};
@@ -48,6 +48,7 @@ pub(super) async fn build(plan: Plan) -> Result<Box<Built>, Failed> {
             leftovers: Vec::new(),
         });
     }
+    debug!(container = %plan.record.id, "recorded");
     match plan.act().await {
         Ok(built) => Ok(Box::new(built)),
         Err(error) => Err(Failed {
@@ -76,6 +77,7 @@ impl Plan {
             self.context.shared.identities.of(images, &image),
             lookup::extras(wanted),
         )?;
+        debug!(container = %self.record.id, "root file system prepared");
         let built = self.spec(&identity, extras)?;
         let subject = Subject {
             sandbox: &self.pod,
@@ -86,6 +88,7 @@ impl Plan {
             what: format!("the spec of {} cannot be written: {e}", self.record.id),
         })?;
         self.make_log_directory().await?;
+        debug!(container = %self.record.id, "spec made");
         let mut message = link::container_message(&self.context, &self.pod, &self.record);
         message.spec = oci_spec.clone().into_bytes();
         message.rootfs = Some(rootfs(snapshot)?);
@@ -95,6 +98,7 @@ impl Plan {
             .create_container(message)
             .await
             .map_err(Error::monitor("creating container", self.record.id))?;
+        debug!(container = %self.record.id, "created");
         for warning in &container.warnings {
             warn!(container = %self.record.id, "{warning}");
         }
@@ -182,7 +186,6 @@ pub(super) async fn remove(
     record: &ContainerRecord,
 ) -> Vec<String> {
     let id = record.id;
-    let mut failures = Vec::new();
     let removed = match client {
         Some(client) => client
             .with_deadline(bounds::KILL)
@@ -191,35 +194,33 @@ pub(super) async fn remove(
             .map_err(Error::monitor("removing the processes", id)),
         None => Ok(()),
     };
-    // A monitor that took over from a dead one does not know what had ended before: the cgroup is looked at here too.
-    let removed = match removed {
-        Ok(()) => super::stop::sweep(context, vec![record.cgroup.clone()]).await,
-        failed => failed,
-    };
     if let Err(error) = removed {
-        failures.push(error.chain());
         // Its root may still be in use.
-        return failures;
+        return vec![error.chain()];
     }
-    if record.snapshot_owed
-        && let Err(source) = context.shared.images.discard(id.as_str()).await
-    {
-        let step = "discarding the root file system";
-        failures.push(
-            Error::Image {
-                step,
-                id: id.to_string(),
-                source: Box::new(source),
-            }
-            .chain(),
-        );
+    // A monitor that took over from a dead one does not know what had ended before: the cgroup is looked at here too.
+    let (hierarchy, cgroup) = (context.shared.hierarchy.clone(), record.cgroup.clone());
+    let first = move || super::sweep_one(&hierarchy, &cgroup);
+    if let Err(error) = context.shared.disk.remove_container(&id, first).await {
+        return vec![error.chain()];
     }
-    if failures.is_empty()
-        && let Err(error) = context.shared.disk.remove_container(&id).await
-    {
-        failures.push(error.chain());
+    debug!(container = %id, "removed");
+    if record.snapshot_owed {
+        discard_later(context, id);
     }
-    failures
+    Vec::new()
+}
+
+/// Nobody waits for the disk: what the container wrote may take long to delete. Snapshots have records of their own,
+/// and those of no container are discarded at the next start.
+fn discard_later(context: &Context, id: ContainerId) {
+    let shared = context.shared.clone();
+    tokio::spawn(async move {
+        let _turn = shared.discards.acquire().await;
+        if let Err(error) = shared.images.discard(id.as_str()).await {
+            warn!(container = %id, "root file system is left until the next start: {error}");
+        }
+    });
 }
 
 fn resolved(image: &Image) -> ResolvedImage {

@@ -10,7 +10,7 @@ use holdfast_monitor_api::{Client, MonitorEvent, SandboxDescriptors};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::container::Container;
 use super::link::{self, Estate, Link, Orphan};
@@ -372,6 +372,7 @@ impl Pod {
             return;
         }
         self.announce(Happened::Created);
+        debug!(pod = %self.id(), "ready");
         if !waiters.settle(Ok(self.id())) {
             self.unclaimed_until = Some(Instant::now() + self.context.shared.config.unclaimed_after);
         }
@@ -570,6 +571,7 @@ impl Pod {
             self.edit().monitor_pid = None;
             self.edit().network_owed = false;
             self.retry = None;
+            debug!(pod = %self.id(), "stopped");
             self.save_or_warn().await;
             self.announce(Happened::Stopped);
             waiters.settle(Ok(()));
@@ -659,6 +661,7 @@ impl Pod {
         if let Some(waiters) = self.stop.take() {
             waiters.settle(Ok(()));
         }
+        debug!(pod = %self.id(), "removed");
         self.announce(Happened::Removed);
         self.finished = true;
     }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use holdfast_model::SandboxRecord;
+use holdfast_model::{SandboxRecord, SandboxState};
 use holdfast_monitor_api::MonitorInventory;
 use holdfast_monitor_api::message::Exit;
 use prost::Message;
@@ -17,6 +18,9 @@ use crate::{Error, shared};
 
 /// Exit records of one pod that are read.
 const SPOOL: usize = bounds::CONTAINERS;
+/// How long the monitor of a half-made pod is looked for.
+const LATE_ATTEMPTS: usize = 10;
+const LATE_PAUSE: Duration = Duration::from_millis(50);
 /// An exit record is some dozens of bytes.
 const EXIT_BYTES: u64 = 64 * 1024;
 
@@ -40,7 +44,7 @@ pub(super) async fn look(context: &Context, record: &SandboxRecord) -> Found {
         };
     }
     let linked = tokio::time::timeout(bounds::RECOVER, async {
-        let link = Link::connect(context).await?;
+        let link = connect(context, record).await?;
         let inventory = link.client.inventory().await;
         let inventory =
             inventory.map_err(Error::monitor("asking the monitor for its inventory", context.id))?;
@@ -74,6 +78,19 @@ pub(super) async fn look(context: &Context, record: &SandboxRecord) -> Found {
             }
         }
     }
+}
+
+/// The monitor of a half-made pod may just be reading what the dead daemon had sent, and have no socket yet.
+async fn connect(context: &Context, record: &SandboxRecord) -> Result<Link, Error> {
+    for _ in 0..LATE_ATTEMPTS {
+        match Link::connect(context).await {
+            Err(_) if record.state == SandboxState::Creating && context.dir.join("monitor.log").exists() => {
+                tokio::time::sleep(LATE_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+    Link::connect(context).await
 }
 
 /// `<state>/pods/<id>/exits`, each file one exit.

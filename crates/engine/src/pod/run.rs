@@ -9,7 +9,7 @@ use std::sync::Arc;
 use holdfast_model::{Protocol, SandboxRecord};
 use holdfast_monitor_api::Sandbox;
 use holdfast_network::{Dns, NetResult, PodNetwork, PortMapping};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::link::{self, Link};
 use super::{Context, files, stop};
@@ -34,6 +34,7 @@ pub(super) async fn build(context: Arc<Context>, record: Arc<SandboxRecord>) -> 
     if let Err(error) = context.shared.disk.put_sandbox(record.clone()).await {
         return Err(unwound(error, Vec::new()));
     }
+    debug!(pod = %context.id, "recorded");
     let files = match Files::make(&context, &record) {
         Ok(files) => files,
         Err(error) => return Err(unwound(error, stop::clean_up(&context, &record, None).await)),
@@ -87,11 +88,7 @@ impl Files {
 
     async fn start_monitor(self) -> Result<Monitored, Error> {
         let link = link::spawn(&self.context).await?;
-        let init = link::init_message(&self.context, &self.record);
-        if let Err(source) = link.client.init(init).await {
-            link.kill();
-            return Err(Error::monitor("preparing the monitor", self.context.id)(source));
-        }
+        debug!(pod = %self.context.id, "monitor started");
         Ok(Monitored { files: self, link })
     }
 }
@@ -99,15 +96,20 @@ impl Files {
 impl Monitored {
     async fn create_sandbox(self) -> Result<Sandboxed, (Error, Self)> {
         let context = &self.files.context;
-        let message = link::sandbox_message(context, &self.files.record);
-        match self
-            .link
-            .client
-            .with_deadline(bounds::CREATE)
-            .create_sandbox(message)
-            .await
-        {
+        let client = self.link.client.with_deadline(bounds::CREATE);
+        // One after the other, but without waiting for the first answer.
+        let (init, created) = tokio::join!(
+            client.init(link::init_message(context, &self.files.record)),
+            client.create_sandbox(link::sandbox_message(context, &self.files.record)),
+        );
+        if let Err(source) = init {
+            // It serves nobody and cannot be reached again.
+            self.link.kill();
+            return Err((Error::monitor("preparing the monitor", context.id)(source), self));
+        }
+        match created {
             Ok(sandbox) => {
+                debug!(pod = %context.id, "sandbox created");
                 for warning in &sandbox.warnings {
                     warn!(pod = %context.id, "{warning}");
                 }
@@ -168,6 +170,7 @@ impl Sandboxed {
                 ));
             }
         };
+        debug!(pod = %context.id, "network ready");
         if let Err(error) = files::write_hosts(&context.dir, false, &record.hostname, &result.ips) {
             return Err((error, self));
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use holdfast_model::{ContainerRecord, SandboxRecord};
 use holdfast_monitor_api::{Client, Error as MonitorError};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Context, link};
 use crate::config::bounds;
@@ -110,35 +110,28 @@ async fn leave(
 
 /// RemovePodSandbox: what is left of a stopped pod, its record last.
 pub(super) async fn clear(context: &Context, record: &SandboxRecord) -> Vec<String> {
-    let mut failures = Vec::new();
-    let cgroups = vec![link::pause_cgroup(record), link::monitor_cgroup(context)];
-    if let Err(error) = sweep(context, cgroups).await {
-        failures.push(error.chain());
-    }
-    let dir = context.dir.clone();
-    let hierarchy = context.shared.hierarchy.clone();
+    let cgroups = [link::pause_cgroup(record), link::monitor_cgroup(context)];
     let parent = record.cgroup_made.then(|| record.cgroup.clone());
-    let cleared = shared::blocking(move || {
+    let hierarchy = context.shared.hierarchy.clone();
+    let dir = context.dir.clone();
+    let first = move || {
+        for cgroup in cgroups {
+            sweep_one(&hierarchy, &cgroup)?;
+        }
         if let Some(parent) = parent {
-            hierarchy
-                .remove_if_empty(&parent)
-                .map_err(|source| Error::Cgroup {
-                    step: "removal",
-                    path: parent.clone(),
-                    source: Box::new(source),
-                })?;
+            let removed = hierarchy.remove_if_empty(&parent);
+            removed.map_err(|source| Error::Cgroup {
+                step: "removal",
+                path: parent,
+                source: Box::new(source),
+            })?;
         }
         remove_tree(&dir)
-    });
-    if let Err(error) = cleared.await {
-        failures.push(error.chain());
+    };
+    match context.shared.disk.remove_sandbox(&context.id, first).await {
+        Ok(()) => Vec::new(),
+        Err(error) => vec![error.chain()],
     }
-    if failures.is_empty()
-        && let Err(error) = context.shared.disk.remove_sandbox(&context.id).await
-    {
-        failures.push(error.chain());
-    }
-    failures
 }
 
 fn remove_tree(dir: &Path) -> Result<(), Error> {
@@ -173,6 +166,7 @@ pub(crate) fn sweep_one(hierarchy: &holdfast_cgroups::Hierarchy, path: &str) -> 
     if !hierarchy.exists(path).map_err(failed("search"))? {
         return Ok(());
     }
+    debug!(path, "cgroup is still there");
     if let Ok(cgroup) = hierarchy.open(path) {
         cgroup.kill().map_err(failed("kill"))?;
         cgroup.wait_empty(bounds::KILL).map_err(failed("kill"))?;

@@ -87,6 +87,8 @@ impl Node {
             .cgroup(&format!("{}/pods", self.cgroup))
             .cgroup(&format!("{}/monitors", self.cgroup))
             .bridge(&self.bridge)
+            // No external plugins here: those files are another test's.
+            .netns_prefix("none-of-ours")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
