@@ -61,7 +61,9 @@ fn names_a_machine(line: &str) -> bool {
         "/work/tmp",
         "/work/target",
         "/work/.",
-        "/root/.",
+        "/root/.cargo",
+        "/root/.cache",
+        "/root/.rustup",
     ];
     const MIRRORS: &[&str] = &[
         "deb.debian.org",
