@@ -2,9 +2,11 @@
 //! failures and names them all.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::{ContainerRecord, SandboxRecord};
+use holdfast_monitor_api::message::FailureKind;
 use holdfast_monitor_api::{Client, Error as MonitorError};
 use tracing::{debug, warn};
 
@@ -14,6 +16,10 @@ use crate::{Error, shared};
 
 /// A cgroup whose last process has just died can be busy for a moment.
 const CGROUP_REMOVAL: Duration = Duration::from_secs(5);
+
+/// How long a monitor may take to finish what it is about.
+const ATTEMPTS: usize = 200;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Of a pod that never came to be, or that nobody wants: all of it.
 pub(super) async fn clean_up(
@@ -33,17 +39,17 @@ pub(super) async fn halt(
     context: &Context,
     record: &SandboxRecord,
     client: Option<Client>,
-    containers: Vec<std::sync::Arc<ContainerRecord>>,
+    containers: Vec<Arc<ContainerRecord>>,
 ) -> Vec<String> {
     let mut failures = Vec::new();
     if record.network_owed {
         teardown_network(context, &mut failures).await;
     }
     let halted = match client {
-        Some(client) => leave(context, &client, &containers).await,
+        Some(client) => leave(&client, &containers).await,
         // A monitor that was let go of in trouble may still be there.
         None => match tokio::time::timeout(bounds::RECOVER, link::Link::connect(context)).await {
-            Ok(Ok(link)) => leave(context, &link.client, &containers).await,
+            Ok(Ok(link)) => leave(&link.client, &containers).await,
             _ => Err(MonitorError::Gone),
         },
     };
@@ -88,24 +94,35 @@ async fn teardown_network(context: &Context, failures: &mut Vec<String>) {
     }
 }
 
-async fn leave(
-    context: &Context,
-    client: &Client,
-    containers: &[std::sync::Arc<ContainerRecord>],
-) -> Result<(), MonitorError> {
+async fn leave(client: &Client, containers: &[Arc<ContainerRecord>]) -> Result<(), MonitorError> {
     let client = client.with_deadline(bounds::KILL);
     for container in containers {
         client.remove(container.id.as_str()).await?;
     }
-    client.stop_sandbox().await?;
-    match client.shutdown().await {
+    // After the daemon's own restart a half-made sandbox may still be in the making.
+    when_possible(|| client.stop_sandbox()).await?;
+    // Helpers of its own may still be at work, such as one that removes the leaf cgroup of the last exec.
+    match when_possible(|| client.shutdown()).await {
         // It may be quicker to leave than to say so.
-        Ok(()) | Err(MonitorError::Gone) => Ok(()),
-        Err(error) => {
-            warn!(pod = %context.id, "monitor does not want to leave: {error}");
-            Err(error)
+        Err(MonitorError::Gone) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Asks again while the monitor says "not now".
+async fn when_possible<F: Future<Output = Result<(), MonitorError>>>(
+    call: impl Fn() -> F,
+) -> Result<(), MonitorError> {
+    for _ in 0..ATTEMPTS {
+        match call().await {
+            Err(MonitorError::Refused {
+                kind: FailureKind::Precondition,
+                ..
+            }) => tokio::time::sleep(PAUSE).await,
+            outcome => return outcome,
         }
     }
+    call().await
 }
 
 /// RemovePodSandbox: what is left of a stopped pod, its record last.

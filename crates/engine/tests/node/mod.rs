@@ -1,8 +1,9 @@
 //! One node for a test: an engine on a scratch directory with a busybox image, in namespaces of its own.
 #![allow(dead_code, clippy::unwrap_used)]
 
+mod image;
+
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,9 +19,6 @@ use holdfast_testkit::{Leaks, NetNamespace, Scope, Scratch, isolate_mounts};
 pub const IMAGE: &str = "localhost/busybox:latest";
 
 pub struct Node {
-    pub scratch: Scratch,
-    /// As short as an operator's would be.
-    state: tempfile::TempDir,
     pub cgroup: String,
     runtime: tokio::runtime::Runtime,
     engine: Option<Engine>,
@@ -28,6 +26,10 @@ pub struct Node {
     leaks: Option<Leaks>,
     unclaimed_after: Duration,
     bridge: String,
+    // Last, for they are dropped in this order: nothing may be at work in the directories any more.
+    pub scratch: Scratch,
+    /// As short as an operator's would be.
+    state: tempfile::TempDir,
 }
 
 fn helpers() -> PathBuf {
@@ -130,14 +132,11 @@ impl Node {
     }
 
     fn load_image(&self) {
-        let archive = self.path("busybox.tar");
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/busybox-image");
-        let made = Command::new(script).arg(&archive).arg(IMAGE).status().unwrap();
-        assert!(made.success(), "hack/busybox-image failed");
+        let layout = self.path("image");
+        image::busybox_layout(&layout, IMAGE);
         let images = self.images.as_ref().unwrap();
-        self.runtime
-            .block_on(images.load_archive(&archive, None))
-            .unwrap();
+        self.runtime.block_on(images.load_archive(&layout, None)).unwrap();
+        std::fs::remove_dir_all(&layout).unwrap();
     }
 
     pub fn engine(&self) -> &Engine {
