@@ -69,7 +69,7 @@ lint: deps-test ## formatting, clippy, licences, and this repository's own rules
 .PHONY: test-vm vm-deps
 vm-deps:
 	@hack/vm/vm deps
-test-vm: vm-deps monitor pause ## the launcher's and the life cycle's tests on kernels 6.12 and 6.1 with cgroup v2
+test-vm: vm-deps monitor pause ## cgroups, seccomp and the launcher on kernels 6.12 and 6.1 with cgroup v2; PACKAGES="holdfast-monitor …" for more
 	hack/vm/test trixie mini
 	hack/vm/test bookworm mini
 
