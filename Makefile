@@ -52,7 +52,7 @@ test-build: deps-test monitor pause
 	install -D -t $(TEST) $(TARGET)/debug/holdfast $(TARGET)/debug/holdfast-conformance $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
 
 .PHONY: test unit conformance lint
-test: deps-test lint test-build unit conformance test-vm ## everything that has to pass: lints, tests, conformance, the virtual machines (root)
+test: deps-test lint test-build unit conformance ## lints, unit and privileged tests, conformance (root); test-vm is apart
 
 unit: test-build ## unit and privileged tests, in a mount namespace of their own (root)
 	HOLDFAST_HELPERS=$(TEST) HOLDFAST_PAUSE=$(TEST)/holdfast-pause unshare --mount --propagation slave $(CARGO) nextest run --locked --workspace --no-fail-fast $(NEXTEST)
