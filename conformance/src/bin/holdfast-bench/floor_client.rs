@@ -39,6 +39,12 @@ impl Floor {
         serde_json::from_str(&answer).with_context(|| format!("the floor answers {answer}"))
     }
 
+    /// Milliseconds that Debian's plugins alone take: ADD, DEL.
+    pub fn cni(&mut self) -> anyhow::Result<[f64; 2]> {
+        let answer = self.workers[0].ask("cni")?;
+        serde_json::from_str(&answer).with_context(|| format!("the floor answers {answer}"))
+    }
+
     /// Milliseconds.
     pub fn exec(&mut self) -> anyhow::Result<f64> {
         let answer = self.workers[0].ask("exec")?;

@@ -80,7 +80,7 @@ pub fn big(megabytes: usize, layers: usize) -> anyhow::Result<Big> {
 }
 
 fn one_layer(number: usize, size: usize) -> anyhow::Result<(PackedLayer, usize, usize)> {
-    let mut noise = Noise(0x9e37_79b9_7f4a_7c15 ^ (number as u64 + 1) << 32);
+    let mut noise = Noise(0x9e37_79b9_7f4a_7c15 ^ ((number as u64 + 1) << 32));
     let words = vocabulary();
     let mut layer = Layer::default();
     let (mut written, mut files) = (0, 0);
@@ -99,8 +99,8 @@ fn one_layer(number: usize, size: usize) -> anyhow::Result<(PackedLayer, usize, 
         };
         let length = (length as usize).min(size - written + 1);
         let (content, mode) = match noise.below(100) {
-            0..=49 => (text(&mut noise, &words, length), 0o644),
-            50..=87 => (code(&mut noise, length), 0o755),
+            0..=54 => (text(&mut noise, &words, length), 0o644),
+            55..=94 => (code(&mut noise, length), 0o755),
             _ => (noise.bytes(length), 0o644),
         };
         layer.file(&format!("{dir}/file-{files}"), &content, mode);
@@ -198,23 +198,32 @@ fn vocabulary() -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// Words, and now and then a phrase again, as programs and licences have them.
 fn text(noise: &mut Noise, words: &[Vec<u8>], length: usize) -> Vec<u8> {
-    let mut text = Vec::with_capacity(length + 16);
+    let mut text = Vec::with_capacity(length + 80);
     while text.len() < length {
-        text.extend_from_slice(&words[noise.skewed(words.len() as u64) as usize]);
+        if text.len() > 100 && noise.below(8) == 0 {
+            repeat(noise, &mut text);
+        } else {
+            text.extend_from_slice(&words[noise.skewed(words.len() as u64) as usize]);
+        }
     }
     text.truncate(length);
     text
 }
 
-/// Words of 8 bytes: a frequent opcode, some registers, now and then an address.
+/// Words of 8 bytes: a frequent opcode, some registers, now and then an address; and sequences that come again.
 fn code(noise: &mut Noise, length: usize) -> Vec<u8> {
-    let mut code = Vec::with_capacity(length + 16);
+    let mut code = Vec::with_capacity(length + 80);
     while code.len() < length {
+        if code.len() > 100 && noise.below(10) == 0 {
+            repeat(noise, &mut code);
+            continue;
+        }
         let opcode = noise.skewed(4096) as u16;
         code.extend_from_slice(&opcode.wrapping_mul(0x9e37).to_le_bytes());
         code.extend_from_slice(&[noise.skewed(16) as u8, noise.skewed(64) as u8]);
-        let address = match noise.below(4) {
+        let address = match noise.below(5) {
             0 => noise.next() as u32 & 0x000f_ffff,
             _ => 0,
         };
@@ -222,4 +231,12 @@ fn code(noise: &mut Noise, length: usize) -> Vec<u8> {
     }
     code.truncate(length);
     code
+}
+
+/// Appends up to 64 bytes that stood up to 32 KiB before: as far as deflate looks back.
+fn repeat(noise: &mut Noise, bytes: &mut Vec<u8>) {
+    let back = 64 + noise.below((bytes.len() as u64 - 64).min(32_000)) as usize;
+    let start = bytes.len() - back;
+    let length = 8 + noise.below(56) as usize;
+    bytes.extend_from_within(start..start + length);
 }

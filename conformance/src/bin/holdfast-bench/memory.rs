@@ -1,7 +1,7 @@
 //! Section `memory`: what a pod costs in helper processes, and what the daemon holds. Read from /proc.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -44,12 +44,15 @@ async fn one(bench: &mut Bench<'_>, at: usize) -> anyhow::Result<()> {
     let target = &bench.targets[at];
     let who = target.name.clone();
     let count = bench.args.memory_pods;
-    let before = helpers()?;
+    let before = helpers(target.pid)?;
     let pods = parallel::start(target, &bench.image, &bench.log_dir(), count, bench.args.at_once).await?;
     // Whatever start-up left to be given back is given back.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut total: BTreeMap<&'static str, (f64, usize)> = BTreeMap::new();
-    for (pid, name) in helpers()?.into_iter().filter(|helper| !before.contains(helper)) {
+    for (pid, name) in helpers(target.pid)?
+        .into_iter()
+        .filter(|helper| !before.contains(helper))
+    {
         let pss = pss(pid)?;
         let sum = total.entry(name).or_default();
         sum.0 += pss;
@@ -75,8 +78,10 @@ async fn one(bench: &mut Bench<'_>, at: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The helper processes that live now.
-fn helpers() -> anyhow::Result<BTreeSet<(i32, &'static str)>> {
+/// The helper processes that live now beside `daemon`: they, or (of pause) their parents, are in its mount namespace.
+/// A runtime on the same machine that has nothing to do with this run is thereby left out.
+fn helpers(daemon: i32) -> anyhow::Result<BTreeSet<(i32, &'static str)>> {
+    let home = mount_namespace(daemon).context("the daemon is gone")?;
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir("/proc").context("read /proc")? {
         let entry = entry?;
@@ -89,11 +94,24 @@ fn helpers() -> anyhow::Result<BTreeSet<(i32, &'static str)>> {
         };
         let name = exe.file_name().map(|n| n.to_string_lossy().into_owned());
         let name = name.as_deref().map(|n| n.trim_end_matches(" (deleted)"));
-        if let Some(known) = HELPERS.iter().find(|known| Some(**known) == name) {
+        let Some(known) = HELPERS.iter().find(|known| Some(**known) == name) else {
+            continue;
+        };
+        let at_home = |pid: i32| mount_namespace(pid).as_ref() == Some(&home);
+        if at_home(pid) || parent(pid).is_some_and(at_home) {
             found.insert((pid, *known));
         }
     }
     Ok(found)
+}
+
+fn mount_namespace(pid: i32) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    field(&text, "PPid:").map(|pid| pid as i32)
 }
 
 /// Proportional set size, in KiB.

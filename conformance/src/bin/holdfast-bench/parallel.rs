@@ -87,10 +87,15 @@ pub async fn start(
         });
     }
     let mut running = Vec::new();
+    let mut failed = None;
+    // A call that is given up half-way may still make its pod: every task comes to its end.
     while let Some(joined) = tasks.join_next().await {
-        running.push(joined??);
+        match joined? {
+            Ok(pod) => running.push(pod),
+            Err(error) => failed = failed.or(Some(error)),
+        }
     }
-    Ok(running)
+    failed.map_or(Ok(running), Err)
 }
 
 /// Stops and removes them.
@@ -104,8 +109,9 @@ pub async fn end(target: &Target, pods: Vec<Pod>, at_once: usize) -> anyhow::Res
             target.end(&pod).await.map(drop)
         });
     }
+    let mut result = Ok(());
     while let Some(joined) = tasks.join_next().await {
-        joined??;
+        result = result.and(joined?);
     }
-    Ok(())
+    result
 }

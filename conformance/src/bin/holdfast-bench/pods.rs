@@ -11,7 +11,7 @@ use crate::report::{FLOOR, Unit};
 use crate::target::{Pod, Target, ms};
 
 /// The conflist for the CNI rounds: what `apt-get install containernetworking-plugins` offers.
-const CONFLIST: &str = r#"{"cniVersion": "0.4.0", "name": "bench", "plugins": [
+pub const CONFLIST: &str = r#"{"cniVersion": "0.4.0", "name": "bench", "plugins": [
   {"type": "loopback"},
   {"type": "bridge", "bridge": "bench0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.89.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
@@ -134,20 +134,31 @@ async fn round_trip(bench: &mut Bench<'_>, network: Network) -> anyhow::Result<(
             }
             bench.rest().await;
         }
-        let floor = match &mut bench.floor {
-            Some(floor) if network != Network::Cni => Some(floor.pod(network == Network::Own)?),
-            _ => None,
-        };
-        if let Some(floor) = floor {
-            if round.counts {
-                note(bench, network, FLOOR, floor.took, None);
-                let what = label(network, END);
-                bench.report.add(&what, Unit::Ms, FLOOR, floor.end);
-            }
-            bench.rest().await;
-        }
+        floor(bench, network, round.counts).await?;
         remove_logs(&logs, &name);
     }
+    Ok(())
+}
+
+/// The same by bare system calls; with CNI the plugins alone.
+async fn floor(bench: &mut Bench<'_>, network: Network, counts: bool) -> anyhow::Result<()> {
+    let Some(floor) = &mut bench.floor else {
+        return Ok(());
+    };
+    if network == Network::Cni {
+        let [add, del] = floor.cni()?;
+        if counts {
+            bench.report.add("  the plugins alone, ADD", Unit::Ms, FLOOR, add);
+            bench.report.add("  the plugins alone, DEL", Unit::Ms, FLOOR, del);
+        }
+    } else {
+        let pod = floor.pod(network == Network::Own)?;
+        if counts {
+            note(bench, network, FLOOR, pod.took, None);
+            bench.report.add(&label(network, END), Unit::Ms, FLOOR, pod.end);
+        }
+    }
+    bench.rest().await;
     Ok(())
 }
 

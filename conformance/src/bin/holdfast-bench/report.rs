@@ -91,8 +91,12 @@ impl Report {
         self.row(what, unit).cell(who).push(value);
     }
 
+    /// The first failure is kept: those after it often follow from it.
     pub fn fail(&mut self, what: &str, unit: Unit, who: &str, error: &anyhow::Error) {
-        *self.row(what, unit).cell(who) = Cell::Failed(format!("{error:#}"));
+        let cell = self.row(what, unit).cell(who);
+        if matches!(cell, Cell::Samples(_)) {
+            *cell = Cell::Failed(format!("{error:#}"));
+        }
     }
 
     /// The table for people.

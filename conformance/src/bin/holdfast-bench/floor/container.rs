@@ -66,6 +66,10 @@ impl Sandbox {
         })
     }
 
+    pub fn pid(&self) -> i32 {
+        self.child.pid
+    }
+
     pub fn end(mut self) -> anyhow::Result<()> {
         self.finish()
     }

@@ -1,9 +1,10 @@
 //! The floor: what the kernel alone takes for a pod. Served line by line on stdin and stdout by a process of one thread.
 //!
 //! `pod network` and `pod host` answer `{"took": [sandbox, create, start], "end": ms}`, `exec` the milliseconds of an
-//! exec of `true`, `many N` the seconds of N pods. It lives in mount and network namespaces of its own.
+//! exec of `true`, `cni` the milliseconds of the plugins' ADD and DEL, `many N` the seconds of N pods. It lives in mount and network namespaces of its own.
 
 mod cgroup;
+mod cni;
 mod container;
 mod files;
 mod netlink;
@@ -54,6 +55,7 @@ pub fn serve(scratch: &Path) -> anyhow::Result<()> {
                 pod.container.exec(&node)?;
                 ms(begin, Instant::now()).to_string()
             }
+            ["cni"] => serde_json::json!(cni::timed(&mut node)?).to_string(),
             ["many", count] => node.many(count.parse()?)?.to_string(),
             other => bail!("the floor knows no {other:?}"),
         };
