@@ -160,7 +160,7 @@ fn half_made_things_are_unwound_at_the_next_start() {
     let pod = node.run_pod(node.host_pod("one"));
     node.create(&pod, node.script("kept", "sleep 1000"));
     // Cut off in the middle: the daemon dies while it makes a pod and a container.
-    for round in 0..8u64 {
+    for round in 0..16u64 {
         let engine = node.engine().clone();
         let (id, spec) = (pod.clone(), node.script(&format!("half-{round}"), "sleep 1000"));
         let half = node.host_pod(&format!("half-{round}"));
@@ -169,9 +169,8 @@ fn half_made_things_are_unwound_at_the_next_start() {
             async move { drop(engine.create_container(&id, spec).await) }
         });
         let second = node.spawn(async move { drop(engine.run_pod_sandbox(half, "").await) });
-        // From the first moment at which there is something to find again.
-        wait("another monitor", || (sockets(&node) > 1).then_some(()));
-        std::thread::sleep(Duration::from_micros(round * 700));
+        // From before the monitor is spawned to after the container is made.
+        std::thread::sleep(Duration::from_micros(round * 500));
         first.abort();
         second.abort();
         let _ = node.block_on(first);

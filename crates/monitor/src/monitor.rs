@@ -435,6 +435,8 @@ impl Monitor {
         if link.broken {
             self.poller.forget(&*link);
             self.link = None;
+            // The daemon died before `Init`: there is no socket by which another could ever find this monitor.
+            self.leaving |= self.listener.is_none();
             return;
         }
         let waiting = link.waiting();
