@@ -60,6 +60,12 @@ unit: test-build ## unit and privileged tests, in a mount namespace of their own
 conformance: test-build ## drive the CRI socket with real images; PEER=containerd drives Debian's containerd instead (root)
 	BIN=$(TEST) PEER="$(PEER)" hack/conformance $(ARGS)
 
+.PHONY: critest
+critest: deps-test monitor pause ## critest, if there is one on the PATH or CRITEST=FILE, on images made from Debian's packages; ARGS go to it (root)
+	$(CARGO) build --locked -p holdfast -p holdfast-conformance --bin holdfast --bin holdfast-critest-images
+	install -D -t $(TEST) $(TARGET)/debug/holdfast $(TARGET)/debug/holdfast-critest-images $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
+	BIN=$(TEST) hack/critest $(ARGS)
+
 lint: deps-test ## formatting, clippy, licences, and this repository's own rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
