@@ -35,7 +35,7 @@ const EVENT_QUEUE: usize = 1024;
 #[derive(Clone)]
 pub struct Client {
     link: Arc<Link>,
-    deadline: Duration,
+    pub(crate) deadline: Duration,
 }
 
 struct Link {
@@ -47,6 +47,8 @@ struct Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.reader.abort();
+        // Nobody is left to hand answers on: who still waits for one must not wait for ever.
+        self.pending.fail_all();
     }
 }
 
@@ -369,7 +371,11 @@ impl Client {
         }
     }
 
-    async fn send(&self, body: request::Body, descriptors: &[BorrowedFd<'_>]) -> Result<Ticket, Error> {
+    pub(crate) async fn send(
+        &self,
+        body: request::Body,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Ticket, Error> {
         let ticket = self.link.pending.register()?;
         let datagram = codec::encode(&Envelope {
             id: ticket.id,
@@ -452,7 +458,7 @@ fn nonblocking<T>(outcome: Result<T, Error>) -> std::io::Result<Result<T, Error>
     }
 }
 
-async fn within<T>(
+pub(crate) async fn within<T>(
     call: &'static str,
     limit: Duration,
     exchange: impl Future<Output = Result<T, Error>>,
@@ -462,7 +468,7 @@ async fn within<T>(
         .unwrap_or(Err(Error::Deadline { call, limit }))
 }
 
-fn accepted(answer: (reply::Body, Vec<OwnedFd>)) -> Result<(reply::Body, Vec<OwnedFd>), Error> {
+pub(crate) fn accepted(answer: (reply::Body, Vec<OwnedFd>)) -> Result<(reply::Body, Vec<OwnedFd>), Error> {
     match answer.0 {
         reply::Body::Error(Failure { kind, message, errno }) => Err(Error::Refused {
             kind: FailureKind::try_from(kind).unwrap_or(FailureKind::Internal),
@@ -525,11 +531,11 @@ fn reference(container_id: &str) -> ContainerRef {
     }
 }
 
-fn unexpected(call: &str) -> Error {
+pub(crate) fn unexpected(call: &str) -> Error {
     Error::protocol(format!("an answer to {call} of another kind"))
 }
 
-fn name_of(body: &request::Body) -> &'static str {
+pub(crate) fn name_of(body: &request::Body) -> &'static str {
     match body {
         request::Body::Hello(_) => "Hello",
         request::Body::Init(_) => "Init",
@@ -546,6 +552,9 @@ fn name_of(body: &request::Body) -> &'static str {
         request::Body::Reexec(_) => "Reexec",
         request::Body::Adopt(_) => "Adopt",
         request::Body::Shutdown(_) => "Shutdown",
+        request::Body::ExecStream(_) => "ExecStream",
+        request::Body::Attach(_) => "Attach",
+        request::Body::PodSockets(_) => "PodSockets",
     }
 }
 

@@ -18,6 +18,8 @@ mod client;
 mod pending;
 #[cfg(feature = "client")]
 mod spawn;
+#[cfg(feature = "client")]
+mod streams;
 
 pub use address::socket_address;
 pub use descriptors::{ContainerDescriptors, SandboxDescriptors, Stdio};
@@ -30,9 +32,19 @@ pub use client::{
 };
 #[cfg(feature = "client")]
 pub use spawn::{SpawnOptions, Spawned, ended, spawn};
+#[cfg(feature = "client")]
+pub use streams::{RunningExec, Sockets};
 
 /// Sent in [`message::Hello::revision`], for people.
 pub const REVISION: u32 = 1;
 
 /// Features this release understands, for [`message::Hello::features`].
-pub const FEATURES: &[&str] = &["reexec", "adopt", "exec-sync", "log-state"];
+pub const FEATURES: &[&str] = &[
+    "reexec",
+    "adopt",
+    "exec-sync",
+    "log-state",
+    "exec-stream",
+    "attach",
+    "pod-sockets",
+];

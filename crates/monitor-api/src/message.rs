@@ -3,7 +3,11 @@
 //! One SEQPACKET datagram carries one [`Envelope`]. Tags are never reused and unknown fields are skipped, so that a
 //! daemon can talk to the monitor of an older or newer release. A body too large for a datagram travels in a sealed
 //! memfd that is the datagram's first descriptor ([`Envelope::bulk`] says so). All other descriptors follow in the
-//! order that each message documents.
+//! order that each message documents. The messages of exec, attach and port-forward are in `message/streams.rs`.
+
+mod streams;
+
+pub use streams::{Attach, ExecStarted, ExecStream, PodSockets};
 
 /// What one datagram holds. Exactly one of `request`, `reply` and `event` is set.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -26,7 +30,7 @@ pub struct Envelope {
 pub struct Request {
     #[prost(
         oneof = "request::Body",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18"
     )]
     pub body: Option<request::Body>,
 }
@@ -73,12 +77,20 @@ pub mod request {
         /// Leave: refused while a process of the pod lives.
         #[prost(message, tag = "15")]
         Shutdown(super::Empty),
+        /// Two replies: `ExecStarted`, then at the process's end `ExecFinished` (without output).
+        #[prost(message, tag = "16")]
+        ExecStream(super::ExecStream),
+        #[prost(message, tag = "17")]
+        Attach(super::Attach),
+        /// Sockets that live in the sandbox's network namespace.
+        #[prost(message, tag = "18")]
+        PodSockets(super::Empty),
     }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Reply {
-    #[prost(oneof = "reply::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "reply::Body", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub body: Option<reply::Body>,
 }
 
@@ -103,6 +115,12 @@ pub mod reply {
         ExecFinished(super::ExecFinished),
         #[prost(message, tag = "8")]
         Inventory(super::Inventory),
+        /// Descriptors: see [`super::ExecStarted`].
+        #[prost(message, tag = "9")]
+        ExecStarted(super::ExecStarted),
+        /// Descriptors: see [`super::PodSockets`].
+        #[prost(message, tag = "10")]
+        PodSockets(super::PodSockets),
     }
 }
 

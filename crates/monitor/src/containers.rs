@@ -116,6 +116,17 @@ impl Container {
         self.phase == Phase::Exited
     }
 
+    /// What a running container has; for one that does not run, the error that says so.
+    pub fn running(&self) -> Result<&ContainerDescriptors, Failure> {
+        let state = match (self.phase, &self.descriptors) {
+            (Phase::Running, Some(held)) if self.ended.is_none() => return Ok(held),
+            (Phase::Created | Phase::Unspecified, _) => "was not started",
+            _ => "has exited",
+        };
+        let text = format!("container {} is not running: it {state}", self.id);
+        Err(failure(FailureKind::Precondition, text))
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         let creating = self.creating.as_ref().map(|creating| creating.deadline);
         let retry = self.retry.map(|(at, _)| at);
@@ -513,6 +524,10 @@ pub(crate) fn let_go(poller: &Poller, container: &mut Container) {
             poller.forget(fd);
         }
     }
+    // Those who are attached have got everything.
+    for tap in container.log.taps.drain(..) {
+        poller.forget(&tap.fd);
+    }
 }
 
 /// The two ends of a new container's standard streams.
@@ -540,6 +555,8 @@ impl Pipes {
             true => pipe_with(PipeFlags::CLOEXEC).map(|(read, write)| (Some(read), Some(write)))?,
             false => (None, None),
         };
+        // The daemon writes to it, on threads that must not wait.
+        stdin.as_ref().map_or(Ok(()), nonblocking)?;
         Ok(Pipes {
             inner: ChildStdio::Pipes {
                 stdin: inner_stdin,

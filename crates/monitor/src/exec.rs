@@ -1,6 +1,7 @@
-//! ExecSync: one process in a running container, its output collected, its end awaited.
+//! Execs: one process in a running container, its end awaited. With ExecSync its output is collected here; with ExecStream
+//! (see `stream`) its streams are the daemon's.
 //!
-//! The answer goes out when the process has ended and its pipes were drained once: a grandchild that still holds them
+//! ExecSync's answer goes out when the process has ended and its pipes were drained once: a grandchild that still holds them
 //! does not matter. At the time-out the exec's leaf cgroup is killed; without one, the process and what descends from
 //! it. Output is in a memfd as soon as it is more than a few KiB.
 
@@ -8,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use holdfast_launcher::{Barrier, Built, CgroupRef, ExecPlan, Stdio};
-use holdfast_monitor_api::message::{ExecFinished, ExecSync, Failure, FailureKind, Phase, reply};
+use holdfast_monitor_api::message::{ExecFinished, ExecSync, Failure, FailureKind, reply};
 use holdfast_sys::pidfd::{self, Ended};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -56,6 +57,26 @@ pub(crate) struct Exec {
     pub dies_by: Option<Instant>,
     /// Why execve failed; the process ends by itself.
     pub failure: Option<Failure>,
+    /// Its streams are the daemon's.
+    pub streaming: Option<Streaming>,
+}
+
+/// What is particular to a streaming exec.
+#[derive(Debug, Default)]
+pub(crate) struct Streaming {
+    /// Until the daemon has it.
+    pub terminal: Option<OwnedFd>,
+    /// The daemon knows that it has started.
+    pub told: bool,
+}
+
+/// What both kinds of request say.
+pub(crate) struct Wanted<'a> {
+    pub container_id: &'a str,
+    pub exec_id: &'a str,
+    pub process: &'a [u8],
+    pub seccomp: &'a [u8],
+    pub clamp_privileges: bool,
 }
 
 impl Exec {
@@ -66,7 +87,48 @@ impl Exec {
 
 impl Monitor {
     pub(crate) fn exec_sync(&mut self, asker: Asker, request: &ExecSync) -> Result<(), Failure> {
-        check_id(&request.exec_id)?;
+        let pipes = pipe_with(PipeFlags::CLOEXEC)
+            .and_then(|out| Ok((out, pipe_with(PipeFlags::CLOEXEC)?)))
+            .map_err(|errno| failed("cannot make an exec's pipes", &errno.into()))?;
+        let ((stdout, out), (stderr, err)) = pipes;
+        let stdio = Stdio::Pipes {
+            stdin: None,
+            stdout: Some(out),
+            stderr: Some(err),
+        };
+        let wanted = Wanted {
+            container_id: &request.container_id,
+            exec_id: &request.exec_id,
+            process: &request.process,
+            seccomp: &request.seccomp,
+            clamp_privileges: request.clamp_privileges,
+        };
+        let exec = self.launch(asker, &wanted, stdio)?;
+        let key = exec.key;
+        nonblocking(&stdout)
+            .and_then(|()| nonblocking(&stderr))
+            .and_then(|()| self.poller.watch(&stdout, Token::ExecOutput(key)))
+            .and_then(|()| self.poller.watch(&stderr, Token::ExecOutput(key)))
+            .map_err(|error| failed("cannot watch an exec", &error))?;
+        let timeout = Some(request.timeout_ms).filter(|timeout| *timeout > 0);
+        self.execs.push(Exec {
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            limit: request.output_limit.min(OUTPUT_LIMIT),
+            times_out: timeout.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
+            ..exec
+        });
+        Ok(())
+    }
+
+    /// Sets a builder to work on a process with these streams.
+    pub(crate) fn launch(
+        &mut self,
+        asker: Asker,
+        wanted: &Wanted<'_>,
+        stdio: Stdio,
+    ) -> Result<Exec, Failure> {
+        check_id(wanted.exec_id)?;
         if self.execs.len() >= EXECS {
             return Err(failure(
                 FailureKind::Exhausted,
@@ -74,76 +136,53 @@ impl Monitor {
             ));
         }
         let hierarchy = self.hierarchy()?;
-        let container = self.known(&request.container_id)?;
-        let id = container.id.clone();
-        let Some(held) = container
-            .descriptors
-            .as_ref()
-            .filter(|_| container.phase == Phase::Running)
-        else {
-            return Err(failure(
-                FailureKind::Precondition,
-                format!("container {id} is not running"),
-            ));
-        };
+        let container = self.known(wanted.container_id)?;
+        let held = container.running()?;
         let leaf = match container.manages_cgroup || container.cgroup.path.is_empty() {
             true => String::new(),
-            false => format!("exec-{}", request.exec_id),
+            false => format!("exec-{}", wanted.exec_id),
         };
-        let pipes = pipe_with(PipeFlags::CLOEXEC)
-            .and_then(|out| Ok((out, pipe_with(PipeFlags::CLOEXEC)?)))
-            .map_err(|errno| failed("cannot make an exec's pipes", &errno.into()))?;
-        let ((stdout, out), (stderr, err)) = pipes;
         let plan = ExecPlan {
             hierarchy: &hierarchy,
-            container_id: &id,
+            container_id: &container.id,
             name: &container.name,
-            process: &request.process,
-            seccomp: &request.seccomp,
+            process: wanted.process,
+            seccomp: wanted.seccomp,
             init_pid: container.pid,
             init: held.pidfd.as_fd(),
             cgroup: container.cgroup.clone(),
             leaf: &leaf,
-            stdio: Stdio::Pipes {
-                stdin: None,
-                stdout: Some(out),
-                stderr: Some(err),
-            },
-            clamp_privileges: request.clamp_privileges,
+            stdio,
+            clamp_privileges: wanted.clamp_privileges,
         };
         let building = holdfast_launcher::exec(plan).map_err(|error| crate::error::launcher(&error))?;
-        let cgroup = container.cgroup.clone();
+        let (container_id, cgroup) = (container.id.clone(), container.cgroup.clone());
         let key = self.key();
         self.add_build(Goal::Exec(key), building, BUILD_LIMIT)
-            .and_then(|()| nonblocking(&stdout))
-            .and_then(|()| nonblocking(&stderr))
-            .and_then(|()| self.poller.watch(&stdout, Token::ExecOutput(key)))
-            .and_then(|()| self.poller.watch(&stderr, Token::ExecOutput(key)))
             .map_err(|error| failed("cannot watch an exec", &error))?;
-        let timeout = Some(request.timeout_ms).filter(|timeout| *timeout > 0);
-        self.execs.push(Exec {
+        Ok(Exec {
             key,
             asker,
-            container_id: id,
+            container_id,
             cgroup,
             leaf,
             pid: 0,
             pidfd: None,
             barrier: None,
-            stdout: Some(stdout),
-            stderr: Some(stderr),
+            stdout: None,
+            stderr: None,
             out: Output::default(),
             err: Output::default(),
-            limit: request.output_limit.min(OUTPUT_LIMIT),
-            times_out: timeout.and_then(|timeout| Instant::now().checked_add(Duration::from_millis(timeout))),
+            limit: 0,
+            times_out: None,
             timed_out: false,
             dies_by: None,
             failure: None,
-        });
-        Ok(())
+            streaming: None,
+        })
     }
 
-    fn exec(&mut self, key: u32) -> Option<&mut Exec> {
+    pub(crate) fn exec(&mut self, key: u32) -> Option<&mut Exec> {
         self.execs.iter_mut().find(|exec| exec.key == key)
     }
 
@@ -156,6 +195,9 @@ impl Monitor {
         exec.pid = built.pid;
         exec.pidfd = Some(built.pidfd);
         exec.barrier = built.barrier;
+        if let Some(streaming) = &mut exec.streaming {
+            streaming.terminal = built.pty_master;
+        }
         if let Some(barrier) = &exec.barrier {
             let released = barrier.release().map_err(|error| crate::error::launcher(&error));
             let watched = self.poller.watch(barrier.status_fd(), Token::ExecBarrier(key));
@@ -179,12 +221,15 @@ impl Monitor {
         if let Some(barrier) = exec.barrier.take() {
             self.poller.forget(barrier.status_fd());
         }
-        if let Err(why) = outcome {
-            exec.failure = Some(Failure {
-                kind: kind_of(why.kind).into(),
-                message: why.message,
-                errno: why.errno,
-            });
+        match outcome {
+            Ok(()) => self.tell_started(key),
+            Err(why) => {
+                exec.failure = Some(Failure {
+                    kind: kind_of(why.kind).into(),
+                    message: why.message,
+                    errno: why.errno,
+                });
+            }
         }
     }
 
@@ -218,6 +263,8 @@ impl Monitor {
 
     pub(crate) fn exec_ended(&mut self, key: u32, ended: Ended) {
         self.exec_barrier_ready(key);
+        // Another may hold its end of the barrier for a moment longer; a start is told before an end in any case.
+        self.tell_started(key);
         let mut scratch = vec![0; READ];
         if let Some(exec) = self.exec(key) {
             for stderr in [false, true] {

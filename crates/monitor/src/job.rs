@@ -39,13 +39,19 @@ pub struct Job<P> {
 }
 
 impl<P> Job<P> {
-    /// Forks a child that runs `work`.
-    pub fn start(key: u32, purpose: P, limit: Duration, work: impl FnOnce() -> Outcome) -> io::Result<Self> {
+    /// Forks a child that runs `work`; the descriptors that it makes come with its outcome.
+    pub fn start(
+        key: u32,
+        purpose: P,
+        limit: Duration,
+        work: impl FnOnce() -> (Outcome, Vec<OwnedFd>),
+    ) -> io::Result<Self> {
         let (report, theirs) = scm::pair()?;
         let child = clone::fork(|| {
             // The child holds duplicates of all that the monitor has: it must not outlive it.
             let _ = process::control(process::Control::ParentDeathSignal(libc::SIGKILL));
-            let report = match work() {
+            let (outcome, fds) = work();
+            let report = match outcome {
                 Ok(value) => Report { value, failure: None },
                 Err(failure) => Report {
                     value: 0,
@@ -62,7 +68,8 @@ impl<P> Job<P> {
             }
             // A report of value 0 is empty, and an empty datagram would read as the end.
             bytes.push(0);
-            i32::from(scm::send(theirs.as_fd(), &bytes, &[]).is_err())
+            let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+            i32::from(scm::send(theirs.as_fd(), &bytes, &fds).is_err())
         })?;
         Ok(Job {
             key,
@@ -91,27 +98,14 @@ impl<P> Job<P> {
         &self.report
     }
 
-    pub fn poll(&self) -> Option<Outcome> {
+    pub fn poll(&self) -> Option<(Outcome, Vec<OwnedFd>)> {
         let mut buffer = [0; REPORT + 1];
-        let received = match scm::try_recv(self.report.as_fd(), &mut buffer) {
+        let (length, fds) = match scm::try_recv(self.report.as_fd(), &mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            Err(_) => 0,
-            Ok(received) => received.length,
+            Err(_) => (0, Vec::new()),
+            Ok(received) => (received.length, received.fds),
         };
-        let Some(length) = received.checked_sub(1) else {
-            return Some(Err(failure(
-                FailureKind::Internal,
-                "a helper process of the monitor ended without a report",
-            )));
-        };
-        Some(match Report::decode(&buffer[..length]) {
-            Ok(Report {
-                failure: Some(failure),
-                ..
-            }) => Err(failure),
-            Ok(report) => Ok(report.value),
-            Err(error) => Err(failure(FailureKind::Internal, error.to_string())),
-        })
+        Some((outcome(&buffer[..length]), fds))
     }
 
     /// Gives the child up.
@@ -120,14 +114,33 @@ impl<P> Job<P> {
     }
 }
 
+fn outcome(report: &[u8]) -> Outcome {
+    let Some(length) = report.len().checked_sub(1) else {
+        return Err(failure(
+            FailureKind::Internal,
+            "a helper process of the monitor ended without a report",
+        ));
+    };
+    match Report::decode(&report[..length]) {
+        Ok(Report {
+            failure: Some(failure),
+            ..
+        }) => Err(failure),
+        Ok(report) => Ok(report.value),
+        Err(error) => Err(failure(FailureKind::Internal, error.to_string())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn outcome(work: impl FnOnce() -> Outcome) -> Outcome {
+        let work = || (work(), Vec::new());
         let job = Job::start(1, (), Duration::from_secs(5), work).unwrap();
         loop {
-            if let Some(outcome) = job.poll() {
+            if let Some((outcome, fds)) = job.poll() {
+                assert!(fds.is_empty());
                 return outcome;
             }
             std::thread::sleep(Duration::from_millis(1));

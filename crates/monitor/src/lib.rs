@@ -5,6 +5,7 @@
 //! | `monitor` | the loop, timers, who is called for which event |
 //! | `requests` | the daemon's requests that need no module of their own |
 //! | `sandbox`, `containers`, `exec` | what a request about them does, step by step |
+//! | `stream`, `attach`, `sockets` | exec, attach and port-forward: the daemon's descriptors and ours |
 //! | `exits` | reaping, exit records, the OOM fact |
 //! | `logs` | when a container's pump is started, and what its notices lead to |
 //! | `pump` | container output to CRI logs, in a child that comes and goes |
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod adopt;
+mod attach;
 mod cgroup;
 mod clock;
 mod containers;
@@ -35,6 +37,8 @@ mod reexec;
 mod requests;
 mod sandbox;
 mod snapshot;
+mod sockets;
+mod stream;
 mod walk;
 
 pub use error::Error;

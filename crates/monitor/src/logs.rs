@@ -119,7 +119,10 @@ impl Monitor {
                 error: String::new(),
                 dropped_bytes: dropped,
             })),
-            Notice::Ended { .. } | Notice::Hangup => {}
+            Notice::Ended { stream } => self.stream_ended(key, stream),
+            Notice::TapGone { key } => self.tap_gone(key),
+            // The pump's own book has it already.
+            Notice::Hangup | Notice::Missed { .. } => {}
         }
     }
 

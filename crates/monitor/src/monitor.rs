@@ -79,6 +79,10 @@ pub(crate) enum Purpose {
     StopSandbox,
     /// Execs: nobody waits for the answer.
     Exec,
+    /// Port-forward.
+    Sockets {
+        asker: Asker,
+    },
 }
 
 pub(crate) struct Monitor {
@@ -202,6 +206,7 @@ impl Monitor {
             Token::ExecOutput(key) => self.exec_output_ready(key),
             Token::ExecBarrier(key) => self.exec_barrier_ready(key),
             Token::Job(key) => self.job_ready(key),
+            Token::Tap(key) => self.tap_gone(key),
         }
     }
 
@@ -306,7 +311,7 @@ impl Monitor {
     pub fn start_cgroup_job(&mut self, purpose: Purpose, work: impl FnOnce(&Hierarchy) -> Outcome) {
         match self.hierarchy() {
             Ok(hierarchy) => self.start_job(purpose, move || work(&hierarchy)),
-            Err(failure) => self.job_done(purpose, Err(failure)),
+            Err(failure) => self.job_done(purpose, Err(failure), &[]),
         }
     }
 
@@ -317,17 +322,22 @@ impl Monitor {
 
     /// Runs `work` in a child. Where that is not possible, the job has failed at once.
     pub fn start_job(&mut self, purpose: Purpose, work: impl FnOnce() -> Outcome) {
+        self.start_socket_job(purpose, || (work(), Vec::new()));
+    }
+
+    /// The same for work that makes sockets.
+    pub fn start_socket_job(&mut self, purpose: Purpose, work: impl FnOnce() -> (Outcome, Vec<OwnedFd>)) {
         let key = self.key();
         match self.fork_job(key, work) {
             Ok(job) => self.jobs.push(job.with(purpose)),
             Err(error) => {
                 let failure = crate::error::failed("cannot start a helper process", &error);
-                self.job_done(purpose, Err(failure));
+                self.job_done(purpose, Err(failure), &[]);
             }
         }
     }
 
-    fn fork_job(&self, key: u32, work: impl FnOnce() -> Outcome) -> io::Result<Job<()>> {
+    fn fork_job(&self, key: u32, work: impl FnOnce() -> (Outcome, Vec<OwnedFd>)) -> io::Result<Job<()>> {
         if self.jobs.len() >= JOBS {
             return Err(io::Error::other("too many helper processes at work"));
         }
@@ -340,10 +350,10 @@ impl Monitor {
         let Some(index) = self.jobs.iter().position(|job| job.key == key) else {
             return;
         };
-        if let Some(outcome) = self.jobs[index].poll() {
+        if let Some((outcome, fds)) = self.jobs[index].poll() {
             let job = self.jobs.swap_remove(index);
             self.poller.forget(job.fd());
-            self.job_done(job.purpose, outcome);
+            self.job_done(job.purpose, outcome, &fds);
         }
     }
 
@@ -354,11 +364,11 @@ impl Monitor {
             job.kill();
             let seconds = JOB_LIMIT.as_secs();
             let text = format!("a helper process of the monitor was given up after {seconds} s");
-            self.job_done(job.purpose, Err(failure(FailureKind::Internal, text)));
+            self.job_done(job.purpose, Err(failure(FailureKind::Internal, text)), &[]);
         }
     }
 
-    fn job_done(&mut self, purpose: Purpose, outcome: Outcome) {
+    fn job_done(&mut self, purpose: Purpose, outcome: Outcome, fds: &[OwnedFd]) {
         match purpose {
             Purpose::Unwind { asker, failure } => self.answer(asker, reply::Body::Error(failure)),
             Purpose::Settle { container } => self.settled(container, outcome),
@@ -366,6 +376,7 @@ impl Monitor {
             Purpose::Remove { container } => self.removed(container, outcome),
             Purpose::StopSandbox => self.sandbox_cleaned(outcome),
             Purpose::Exec => {}
+            Purpose::Sockets { asker } => self.sockets_made(asker, outcome, fds),
         }
     }
 

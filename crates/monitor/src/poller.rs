@@ -22,9 +22,10 @@ pub enum Token {
     ExecOutput(u32),
     ExecBarrier(u32),
     Job(u32),
+    Tap(u32),
 }
 
-const KINDS: [fn(u32) -> Token; 12] = [
+const KINDS: [fn(u32) -> Token; 13] = [
     |_| Token::Signals,
     |_| Token::Link,
     |_| Token::Listener,
@@ -37,6 +38,7 @@ const KINDS: [fn(u32) -> Token; 12] = [
     Token::ExecOutput,
     Token::ExecBarrier,
     Token::Job,
+    Token::Tap,
 ];
 
 impl Token {
@@ -54,6 +56,7 @@ impl Token {
             Token::ExecOutput(key) => (9, key),
             Token::ExecBarrier(key) => (10, key),
             Token::Job(key) => (11, key),
+            Token::Tap(key) => (12, key),
         };
         u64::from(key) << 8 | kind
     }
@@ -86,6 +89,11 @@ impl Poller {
     pub fn watch_once(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
         self.add(fd, token, flags)
+    }
+
+    /// Watches the write end of a pipe for its reader's departure alone, which epoll tells unasked.
+    pub fn watch_reader(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        self.add(fd, token, epoll::EventFlags::empty())
     }
 
     /// Changes what is waited for: input, and with `output` room to write.

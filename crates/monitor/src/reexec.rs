@@ -25,14 +25,15 @@ use crate::Error;
 use crate::cgroup;
 use crate::containers::Container;
 use crate::error::{failed, failure};
-use crate::exec::Exec;
+use crate::exec::{Exec, Streaming};
+use crate::frame::Stream;
 use crate::link::{Link, Listener};
 use crate::monitor::{Asker, Monitor};
 use crate::output::Output;
 use crate::poller::Token;
-use crate::pump::Running;
+use crate::pump::{Running, Tap};
 use crate::sandbox::Sandbox;
-use crate::snapshot::{self, ContainerState, ExecState, OutputState, SandboxState, Snapshot};
+use crate::snapshot::{self, ContainerState, ExecState, OutputState, SandboxState, Snapshot, TapState};
 
 /// How long a re-exec may wait for the probe and for work in flight.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -265,6 +266,21 @@ fn container_state<'a>(container: &'a Container, kept: &mut Kept<'a>) -> Contain
         stderr_ended: container.log.stderr_ended,
         exit: container.exit.clone(),
         event_due: container.event_due.is_some(),
+        taps: container
+            .log
+            .taps
+            .iter()
+            .map(|tap| tap_state(tap, kept))
+            .collect(),
+    }
+}
+
+fn tap_state<'a>(tap: &'a Tap, kept: &mut Kept<'a>) -> TapState {
+    TapState {
+        key: tap.key,
+        stderr: tap.stream == Stream::Stderr,
+        fd: kept.add(tap.fd.as_fd()),
+        missed: tap.missed,
     }
 }
 
@@ -276,7 +292,15 @@ fn exec_state<'a>(exec: &'a Exec, kept: &mut Kept<'a>) -> ExecState {
         })
     };
     let mut number = |fd: Option<BorrowedFd<'a>>| fd.map(|fd| kept.add(fd));
+    let streaming = exec.streaming.as_ref();
     ExecState {
+        streaming: streaming.is_some(),
+        told: streaming.is_some_and(|streaming| streaming.told),
+        terminal: number(
+            streaming
+                .and_then(|streaming| streaming.terminal.as_ref())
+                .map(AsFd::as_fd),
+        ),
         generation: exec.asker.generation,
         asker: exec.asker.id,
         container_id: exec.container_id.clone(),
@@ -438,10 +462,25 @@ impl Monitor {
             }
             container.descriptors = Some(held);
         }
+        for tap in state.taps {
+            container.log.taps.push(self.resume_tap(&tap)?);
+        }
         self.containers.push(container);
         self.watch_pump(key);
         self.watch_output(key);
         Ok(())
+    }
+
+    fn resume_tap(&self, state: &TapState) -> Result<Tap, Error> {
+        let stream = match state.stderr {
+            false => Stream::Stdout,
+            true => Stream::Stderr,
+        };
+        let mut tap = Tap::new(state.key, stream, take(state.fd)?);
+        tap.missed = state.missed;
+        let watched = self.poller.watch_reader(&tap.fd, Token::Tap(tap.key));
+        watched.map_err(Error::setup("watch who is attached"))?;
+        Ok(tap)
     }
 
     fn resume_exec(&mut self, state: ExecState) -> Result<(), Error> {
@@ -470,6 +509,13 @@ impl Monitor {
             timed_out: state.timed_out,
             dies_by: at(state.dies_in),
             failure: None,
+            streaming: match state.streaming {
+                true => Some(Streaming {
+                    terminal: number(state.terminal)?,
+                    told: state.told,
+                }),
+                false => None,
+            },
         };
         for fd in [&exec.stdout, &exec.stderr].into_iter().flatten() {
             watch(self, fd, Token::ExecOutput(key))?;

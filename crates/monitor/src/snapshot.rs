@@ -100,6 +100,21 @@ pub(crate) struct ContainerState {
     /// The exit is recorded but its event has not been sent.
     #[prost(bool, tag = "23")]
     pub event_due: bool,
+    #[prost(message, repeated, tag = "24")]
+    pub taps: Vec<TapState>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TapState {
+    /// As a running pump knows it.
+    #[prost(uint32, tag = "1")]
+    pub key: u32,
+    #[prost(bool, tag = "2")]
+    pub stderr: bool,
+    #[prost(int32, tag = "3")]
+    pub fd: i32,
+    #[prost(uint64, tag = "4")]
+    pub missed: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -137,6 +152,13 @@ pub(crate) struct ExecState {
     pub timed_out: bool,
     #[prost(uint64, optional, tag = "16")]
     pub dies_in: Option<u64>,
+    /// Its streams are the daemon's.
+    #[prost(bool, tag = "17")]
+    pub streaming: bool,
+    #[prost(int32, optional, tag = "18")]
+    pub terminal: Option<i32>,
+    #[prost(bool, tag = "19")]
+    pub told: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -4,6 +4,7 @@
 //! silence, leaving half a line in the state memfd. All that a sick disk can hang (open, write) hangs here, where
 //! nothing else waits; the full pipe then is the container's back-pressure. It holds no descriptor but its own few.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use rustix::io::Errno;
 
 use super::logfile::{Change, LogFile, RETRY};
 use super::state::{self, LogState};
-use super::wire::{self, Command, Notice};
+use super::tap::Tap;
+use super::wire::{self, Command, Notice, Order};
 use crate::clock;
 use crate::frame::{CHUNK, Framer, Stream};
 
@@ -32,6 +34,7 @@ const DRAIN: usize = 128 * 1024;
 /// What the monitor gives a pump.
 pub struct Spec<'a> {
     pub sources: &'a [(Stream, BorrowedFd<'a>)],
+    pub taps: &'a [Tap],
     pub tty: bool,
     pub control: BorrowedFd<'a>,
     pub state: BorrowedFd<'a>,
@@ -62,6 +65,9 @@ struct Child<'a> {
     log: LogFile,
     /// Ends with the monitor, even where another process still holds the monitor's end of `control`.
     monitor: Option<OwnedFd>,
+    taps: Vec<Tap>,
+    /// Received and not yet obeyed.
+    orders: VecDeque<Command>,
     leaving: bool,
 }
 
@@ -70,6 +76,7 @@ pub fn run(spec: &Spec<'_>) -> i32 {
     let monitor = rustix::process::getppid().and_then(|pid| pidfd::open(pid.as_raw_nonzero().get()).ok());
     let mut keep: Vec<_> = spec.sources.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
     keep.extend([spec.control.as_raw_fd(), spec.state.as_raw_fd()]);
+    keep.extend(spec.taps.iter().map(|tap| tap.fd.as_raw_fd()));
     keep.extend(monitor.as_ref().map(AsRawFd::as_raw_fd));
     if process::close_all_but(&mut keep).is_err() || state::lock(spec.state).is_err() {
         return 1;
@@ -101,6 +108,8 @@ impl<'a> Child<'a> {
             framer: Framer::new(WRITE),
             log: LogFile::new(spec.path, &left),
             monitor,
+            taps: spec.taps.iter().filter_map(|tap| tap.duplicate().ok()).collect(),
+            orders: VecDeque::new(),
             leaving: false,
         }
     }
@@ -147,6 +156,7 @@ impl<'a> Child<'a> {
         let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
         if ready[0] {
+            self.listen();
             self.obey();
         }
         if first > 1 && ready[1] {
@@ -158,17 +168,33 @@ impl<'a> Child<'a> {
             }
             self.framer.flush(&mut self.log);
             self.report();
+            self.obey();
         }
         // With every stream ended only commands are left to wait for, and those can start another pump.
         !open.is_empty() || self.log.in_trouble()
     }
 
+    /// Takes what the monitor has sent. Taps count at once.
+    fn listen(&mut self) {
+        loop {
+            match wire::take_order(self.spec.control) {
+                Ok(Some(Order::Tap(tap))) => self.taps.push(tap),
+                Ok(Some(Order::Command(command))) => self.orders.push_back(command),
+                Ok(None) => {
+                    self.leaving = true;
+                    return;
+                }
+                Err(_) => return,
+            }
+        }
+    }
+
     fn obey(&mut self) {
-        match wire::take_command(self.spec.control) {
-            Ok(Some(Command::Reopen)) => self.reopen(),
-            Ok(Some(Command::Finish)) => self.finish(),
-            Ok(None) => self.leaving = true,
-            Err(_) => {}
+        while let Some(command) = self.orders.pop_front() {
+            match command {
+                Command::Reopen => self.reopen(),
+                Command::Finish => self.finish(),
+            }
         }
     }
 
@@ -197,12 +223,30 @@ impl<'a> Child<'a> {
             source.grown = true;
             let _ = rustix::pipe::fcntl_setpipe_size(source.fd, BIG_PIPE);
         }
+        // Whoever attached before these bytes were written is in the queue by now.
+        self.listen();
+        self.tap(index, held, read);
+        let source = &mut self.sources[index];
         let stamp = clock::stamp(clock::now());
         let input = &self.input[..held + read];
         let used = self.framer.frame(input, source.stream, &stamp, &mut self.log);
         source.carry.clear();
         source.carry.extend_from_slice(&input[used..]);
         true
+    }
+
+    /// Copies what was just read to those who are attached.
+    fn tap(&mut self, index: usize, held: usize, read: usize) {
+        let (stream, tty) = (self.sources[index].stream, self.spec.tty);
+        let fresh = &self.input[held..held + read];
+        let control = self.spec.control;
+        self.taps.retain_mut(|tap| {
+            let here = tap.stream != stream || tap.give(fresh, tty).is_ok();
+            if !here {
+                wire::send_notice(control, Notice::TapGone { key: tap.key });
+            }
+            here
+        });
     }
 
     fn end(&mut self, index: usize) -> bool {
@@ -234,6 +278,11 @@ impl<'a> Child<'a> {
             while self.sources[index].budget != Some(0) && self.pump(index) {}
             self.finish_line(index);
         }
+        let tty = self.spec.tty;
+        for tap in &mut self.taps {
+            // The last chance to say what is missing.
+            let _ = tap.give(&[], tty);
+        }
         self.framer.flush(&mut self.log);
         self.log.recover(true);
         self.report();
@@ -252,6 +301,13 @@ impl<'a> Child<'a> {
     }
 
     fn save(&mut self) -> std::io::Result<()> {
+        for tap in &self.taps {
+            let told = self.spec.taps.iter().find(|known| known.key == tap.key);
+            if tap.missed != told.map_or(0, |known| known.missed) {
+                let (key, bytes) = (tap.key, tap.missed);
+                wire::send_notice(self.spec.control, Notice::Missed { key, bytes });
+            }
+        }
         self.framer.flush(&mut self.log);
         let (errno, dropped, broken_tail) = self.log.condition();
         let mut left = LogState {

@@ -13,6 +13,7 @@
 mod child;
 mod logfile;
 mod state;
+mod tap;
 mod wire;
 
 use std::io;
@@ -23,6 +24,7 @@ use holdfast_monitor_api::{ContainerDescriptors, Stdio};
 use holdfast_sys::{clone, scm};
 
 use crate::frame::Stream;
+pub use tap::Tap;
 use wire::Command;
 pub use wire::Notice;
 
@@ -55,6 +57,8 @@ pub struct Pump {
     pub stderr_ended: bool,
     /// Do not watch the sources before this.
     pub paused_until: Option<Instant>,
+    /// Who is attached; each pump starts with a copy.
+    pub taps: Vec<Tap>,
 }
 
 /// Why to start a pump.
@@ -97,6 +101,7 @@ impl Pump {
         let (control, theirs) = scm::pair()?;
         let spec = child::Spec {
             sources: &self.sources(streams.stdio),
+            taps: &self.taps,
             tty: matches!(streams.stdio, Some(Stdio::Tty { .. })),
             control: theirs.as_fd(),
             state: streams.state,
@@ -127,6 +132,19 @@ impl Pump {
         self.running
             .as_ref()
             .is_some_and(|running| wire::send_command(running.control.as_fd(), Command::Reopen).is_ok())
+    }
+
+    /// Adds a tap; a running pump is told. Fails only where that does not listen, for the log's disk hangs.
+    pub fn tap(&mut self, tap: Tap) -> io::Result<()> {
+        if let Some(running) = &self.running {
+            match wire::send_tap(running.control.as_fd(), &tap) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                // Where it ends just now, the next one has the tap from the start.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        self.taps.push(tap);
+        Ok(())
     }
 
     /// The container has ended: have the rest written. Afterwards `drained` may already be true.
@@ -177,6 +195,11 @@ impl Pump {
             }) => self.stderr_ended = true,
             Some(Notice::Hangup) => self.pause(),
             Some(Notice::Drained) => self.drained = true,
+            Some(Notice::Missed { key, bytes }) => {
+                for tap in self.taps.iter_mut().filter(|tap| tap.key == key) {
+                    tap.missed = bytes;
+                }
+            }
             Some(_) => {}
         }
         Ok(notice)

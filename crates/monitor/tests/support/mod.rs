@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 const APPLETS: &[&str] = &[
     "sh", "cat", "echo", "sleep", "true", "false", "printf", "yes", "head", "kill", "dd", "mkdir", "ls",
-    "grep", "seq", "rm", "test", "readlink", "usleep", "id",
+    "grep", "seq", "rm", "test", "readlink", "usleep", "id", "stty",
 ];
 const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
