@@ -1,6 +1,6 @@
 //! What surrounds every call: its limit of time, and one line in the log when it fails.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tonic::{Code, Response, Status};
 
@@ -8,6 +8,12 @@ use tonic::{Code, Response, Status};
 pub const READ: Duration = Duration::from_secs(30);
 /// Calls that change a pod. The engine has limits of its own for each step; this is the end of all patience.
 pub const CHANGE: Duration = Duration::from_secs(300);
+
+/// Nanoseconds since 1970.
+pub fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
 
 /// Runs one call. Dropping it on time-out does not undo what the engine has begun: a repetition joins that.
 pub async fn run<T>(

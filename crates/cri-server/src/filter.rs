@@ -3,9 +3,31 @@
 use std::collections::BTreeMap;
 
 use holdfast_cri_api::v1;
-use holdfast_model::{ContainerRecord, SandboxRecord};
+use holdfast_model::{ContainerRecord, Invalid, SandboxRecord};
+use tonic::Status;
 
+use crate::error;
 use crate::translate::{wire_container_state, wire_sandbox_state};
+
+/// What no pod can be, whatever there is: refused, not answered with an empty list.
+pub fn check_sandbox(filter: Option<&v1::PodSandboxFilter>) -> Result<(), Status> {
+    check_state::<v1::PodSandboxState>(filter.and_then(|filter| filter.state).map(|wanted| wanted.state))
+}
+
+/// The same for containers.
+pub fn check_container(filter: Option<&v1::ContainerFilter>) -> Result<(), Status> {
+    check_state::<v1::ContainerState>(filter.and_then(|filter| filter.state).map(|wanted| wanted.state))
+}
+
+fn check_state<S: TryFrom<i32>>(wanted: Option<i32>) -> Result<(), Status> {
+    match wanted {
+        Some(number) if S::try_from(number).is_err() => Err(error::invalid(Invalid::new(
+            "filter.state",
+            format!("{number} is no state"),
+        ))),
+        _ => Ok(()),
+    }
+}
 
 pub fn sandbox(filter: Option<&v1::PodSandboxFilter>, record: &SandboxRecord) -> bool {
     let Some(filter) = filter else { return true };
@@ -62,6 +84,37 @@ mod tests {
         assert!(matches(&|f| f.label_selector = selector("app", "web")));
         assert!(!matches(&|f| f.label_selector = selector("app", "db")));
         assert!(!matches(&|f| f.label_selector = selector("absent", "")));
+    }
+
+    #[test]
+    fn odd_filters() {
+        let record = testing::sandbox(SandboxId::from_bytes([0xab; 32]));
+        let matches = |filter: &v1::PodSandboxFilter| sandbox(Some(filter), &record);
+        // Not hexadecimal, longer than an id, in capitals: no pod has it.
+        for id in ["xyz", "AB", " ", &"ab".repeat(40)] {
+            assert!(!matches(&v1::PodSandboxFilter {
+                id: id.to_owned(),
+                ..Default::default()
+            }));
+        }
+        let many = (0..10_000).map(|n| (format!("key-{n}"), String::new()));
+        assert!(!matches(&v1::PodSandboxFilter {
+            label_selector: many.collect(),
+            ..Default::default()
+        }));
+        let state = |state| v1::PodSandboxFilter {
+            state: Some(v1::PodSandboxStateValue { state }),
+            ..Default::default()
+        };
+        assert!(check_sandbox(Some(&state(1))).is_ok());
+        assert!(check_sandbox(None).is_ok());
+        let refused = check_sandbox(Some(&state(7))).err().map(|status| status.code());
+        assert_eq!(refused, Some(tonic::Code::InvalidArgument));
+        let container = v1::ContainerFilter {
+            state: Some(v1::ContainerStateValue { state: -1 }),
+            ..Default::default()
+        };
+        assert!(check_container(Some(&container)).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+mod batches;
 mod call;
 mod error;
 mod filter;

@@ -13,7 +13,7 @@ use tonic::transport::Server;
 use crate::Services;
 use crate::admin::Admin;
 use crate::image::ImageCalls;
-use crate::runtime::RuntimeCalls;
+use crate::runtime::{RuntimeCalls, Subscribers};
 
 /// Calls that one connection may have in flight: kubelet and its probes use one connection for everything.
 const CALLS_PER_CONNECTION: u32 = 1024;
@@ -44,7 +44,9 @@ pub async fn serve(
         .build_v1()
         .map_err(|source| Error::Reflection { source })?;
     let (health, health_service) = tonic_health::server::health_reporter();
-    let runtime = RuntimeServiceServer::new(RuntimeCalls(services.clone()))
+    let stopping = tokio_util::sync::CancellationToken::new();
+    let subscribers = Subscribers::new(stopping.clone());
+    let runtime = RuntimeServiceServer::new(RuntimeCalls(services.clone(), subscribers))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let image = ImageServiceServer::new(ImageCalls(services.clone()))
@@ -53,7 +55,7 @@ pub async fn serve(
     health.set_serving::<RuntimeServiceServer<RuntimeCalls>>().await;
     health.set_serving::<ImageServiceServer<ImageCalls>>().await;
 
-    let stopping = tokio_util::sync::CancellationToken::new();
+    // Streams of events end with it: a drain would wait for them for ever.
     let told = stopping.clone();
     let server = Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION)

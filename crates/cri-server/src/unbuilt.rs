@@ -14,14 +14,6 @@ pub fn stats(call: &str) -> Status {
     ))
 }
 
-pub fn list_stream(call: &str, instead: &str) -> Status {
-    Status::unimplemented(format!("{call} is not built yet: use {instead}"))
-}
-
-pub fn events() -> Status {
-    Status::unimplemented("GetContainerEvents is not built yet: kubelet falls back to listing")
-}
-
 pub fn update(call: &str) -> Status {
     Status::unimplemented(format!("{call}: this release cannot change limits of what runs"))
 }

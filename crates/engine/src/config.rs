@@ -38,8 +38,8 @@ pub mod bounds {
     pub const EXEC_OUTPUT: u64 = 16 * 1024 * 1024 - 64 * 1024;
     /// passwd and group of an image.
     pub const IDENTITY_FILE: u64 = 1 << 20;
-    /// Events that a slow subscriber may be behind.
-    pub const EVENTS: usize = 4096;
+    /// Events that a slow subscriber may be behind; each keeps records of its pod in memory.
+    pub const EVENTS: usize = 1024;
 }
 
 /// A resource limit of every container's first process.

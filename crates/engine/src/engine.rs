@@ -200,17 +200,12 @@ impl Engine {
         all
     }
 
-    /// A pod with the ids of its containers.
+    /// A pod with its containers.
     pub fn pod_details(&self, id: &str) -> Result<PodDetails, Error> {
         let record = self.sandbox(id)?;
-        let containers = self
-            .containers()
-            .into_iter()
-            .filter(|container| container.sandbox == record.id);
-        Ok(PodDetails {
-            containers: containers.map(|container| container.id).collect(),
-            record,
-        })
+        let mut containers = self.containers();
+        containers.retain(|container| container.sandbox == record.id);
+        Ok(PodDetails { record, containers })
     }
 
     // ---- containers
@@ -342,7 +337,8 @@ impl Engine {
         self.shared().network.status()
     }
 
-    /// What happens from now on. A subscriber that falls behind is told how many it has missed.
+    /// What happens from now on. A subscriber that falls behind by more than [`crate::config::bounds::EVENTS`] is told
+    /// how many it has missed.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.shared().events.subscribe()
     }

@@ -27,4 +27,4 @@ mod waiters;
 pub use config::{Config, Handler, Rlimit};
 pub use engine::Engine;
 pub use error::{Error, Kind};
-pub use types::{Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec};
+pub use types::{Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec, Subject};

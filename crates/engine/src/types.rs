@@ -24,17 +24,23 @@ pub struct ExecOutput {
     pub discarded: u64,
 }
 
-/// Something that happened, with the record as it was right after.
+/// Something that happened, with the whole pod as it was right after.
 #[derive(Debug, Clone)]
-pub enum Event {
-    Sandbox {
-        what: Happened,
-        record: Arc<SandboxRecord>,
-    },
-    Container {
-        what: Happened,
-        record: Arc<ContainerRecord>,
-    },
+pub struct Event {
+    pub what: Happened,
+    pub subject: Subject,
+    /// Nanoseconds since 1970.
+    pub at: i64,
+    pub pod: Arc<SandboxRecord>,
+    /// Its containers; one that was just removed is no longer among them.
+    pub containers: Vec<Arc<ContainerRecord>>,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    Pod(SandboxId),
+    Container(ContainerId),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,11 +58,11 @@ pub struct Reexec {
     pub outcome: Result<(), crate::Error>,
 }
 
-/// A pod and the containers in it, for verbose statuses.
+/// A pod and the containers in it.
 #[derive(Debug, Clone)]
 pub struct PodDetails {
     pub record: Arc<SandboxRecord>,
-    pub containers: Vec<ContainerId>,
+    pub containers: Vec<Arc<ContainerRecord>>,
 }
 
 /// What `Status` of CRI wants to know.

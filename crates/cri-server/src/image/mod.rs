@@ -13,13 +13,14 @@ use tonic::{Request, Response, Status};
 
 pub use pull_image::{give_memory_back, pull_request};
 
-use crate::{Services, call, error, unbuilt};
+use crate::batches::Batches;
+use crate::{Services, call, error};
 
 pub struct ImageCalls(pub Services);
 
 #[tonic::async_trait]
 impl ImageService for ImageCalls {
-    type StreamImagesStream = tokio_stream::Pending<Result<v1::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Batches<v1::StreamImagesResponse>;
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Reply<v1::PullImageResponse> {
         let request = request.into_inner();
@@ -39,8 +40,12 @@ impl ImageService for ImageCalls {
         call::run("ListImages", "", Some(call::READ), work).await
     }
 
-    async fn stream_images(&self, _: Request<v1::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        Err(unbuilt::list_stream("StreamImages", "ListImages"))
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Reply<Self::StreamImagesStream> {
+        let work = async { Ok(list_images::stream(&self.0, request.into_inner())) };
+        call::run("StreamImages", "", Some(call::READ), work).await
     }
 
     async fn remove_image(&self, request: Request<v1::RemoveImageRequest>) -> Reply<v1::RemoveImageResponse> {

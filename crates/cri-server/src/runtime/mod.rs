@@ -3,6 +3,7 @@
 mod container_status;
 mod create_container;
 mod exec_sync;
+mod get_container_events;
 mod list_containers;
 mod list_pod_sandbox;
 mod pod_sandbox_status;
@@ -23,21 +24,24 @@ use holdfast_cri_api::v1::runtime_service_server::RuntimeService;
 use tokio_stream::Pending;
 use tonic::{Request, Response, Status};
 
+use crate::batches::Batches;
 use crate::{Services, call, unbuilt};
 
-pub struct RuntimeCalls(pub Services);
+pub use get_container_events::Subscribers;
+
+pub struct RuntimeCalls(pub Services, pub Subscribers);
 
 type Reply<T> = Result<Response<T>, Status>;
 type Nothing<T> = Pending<Result<T, Status>>;
 
 #[tonic::async_trait]
 impl RuntimeService for RuntimeCalls {
-    type StreamPodSandboxesStream = Nothing<v1::StreamPodSandboxesResponse>;
-    type StreamContainersStream = Nothing<v1::StreamContainersResponse>;
+    type StreamPodSandboxesStream = Batches<v1::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Batches<v1::StreamContainersResponse>;
     type StreamContainerStatsStream = Nothing<v1::StreamContainerStatsResponse>;
     type StreamPodSandboxStatsStream = Nothing<v1::StreamPodSandboxStatsResponse>;
     type StreamPodSandboxMetricsStream = Nothing<v1::StreamPodSandboxMetricsResponse>;
-    type GetContainerEventsStream = Nothing<v1::ContainerEventResponse>;
+    type GetContainerEventsStream = get_container_events::Events;
 
     async fn version(&self, request: Request<v1::VersionRequest>) -> Reply<v1::VersionResponse> {
         let work = async { version::call(&self.0, request.into_inner()) };
@@ -233,16 +237,18 @@ impl RuntimeService for RuntimeCalls {
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<v1::StreamPodSandboxesRequest>,
+        request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Reply<Self::StreamPodSandboxesStream> {
-        Err(unbuilt::list_stream("StreamPodSandboxes", "ListPodSandbox"))
+        let work = async { list_pod_sandbox::stream(&self.0, request.into_inner()) };
+        call::run("StreamPodSandboxes", "", Some(call::READ), work).await
     }
 
     async fn stream_containers(
         &self,
-        _: Request<v1::StreamContainersRequest>,
+        request: Request<v1::StreamContainersRequest>,
     ) -> Reply<Self::StreamContainersStream> {
-        Err(unbuilt::list_stream("StreamContainers", "ListContainers"))
+        let work = async { list_containers::stream(&self.0, request.into_inner()) };
+        call::run("StreamContainers", "", Some(call::READ), work).await
     }
 
     async fn update_pod_sandbox_resources(
@@ -338,7 +344,8 @@ impl RuntimeService for RuntimeCalls {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        Err(unbuilt::events())
+        let work = async { get_container_events::call(&self.0, &self.1) };
+        call::run("GetContainerEvents", "", Some(call::READ), work).await
     }
 
     async fn checkpoint_container(

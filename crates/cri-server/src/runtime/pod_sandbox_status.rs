@@ -6,17 +6,19 @@ use holdfast_cri_api::v1;
 use holdfast_model::SandboxRecord;
 use tonic::Status;
 
-use crate::translate::{sandbox_config, sandbox_status};
-use crate::{Services, error, json};
+use crate::translate::{container_status, sandbox_config, sandbox_status};
+use crate::{Services, call as calls, error, json};
 
 pub fn call(
     services: &Services,
     request: v1::PodSandboxStatusRequest,
 ) -> Result<v1::PodSandboxStatusResponse, Status> {
-    let record = services
+    let timestamp = calls::now();
+    let details = services
         .engine
-        .sandbox(&request.pod_sandbox_id)
+        .pod_details(&request.pod_sandbox_id)
         .map_err(error::engine)?;
+    let record = details.record;
     Ok(v1::PodSandboxStatusResponse {
         status: Some(sandbox_status(&record)),
         info: if request.verbose {
@@ -24,9 +26,9 @@ pub fn call(
         } else {
             BTreeMap::new()
         },
-        // Both are for kubelets that listen to events, which are not built yet.
-        containers_statuses: Vec::new(),
-        timestamp: 0,
+        // Both are for kubelets that listen to events (KEP-3386).
+        containers_statuses: details.containers.iter().map(|c| container_status(c)).collect(),
+        timestamp,
     })
 }
 

@@ -19,7 +19,7 @@ use super::{Command, Done, create, exit_info};
 use crate::config::bounds;
 use crate::shared::{new_container_id, new_exec_id, now};
 use crate::waiters::{Reply, Waiters};
-use crate::{Error, Event, ExecOutput, ExecRequest, Happened, spec};
+use crate::{Error, ExecOutput, ExecRequest, Happened, spec};
 
 impl Pod {
     pub(super) async fn on_container_command(&mut self, command: Command) {
@@ -95,15 +95,6 @@ impl Pod {
     pub(super) async fn save_container_or_warn(&self, id: ContainerId) {
         if let Err(error) = self.save_container(id).await {
             error!(container = %id, "{}", error.chain());
-        }
-    }
-
-    fn announce_container(&self, id: ContainerId, what: Happened) {
-        if let Some(container) = self.containers.get(&id) {
-            let _ = self.context.shared.events.send(Event::Container {
-                what,
-                record: container.record.clone(),
-            });
         }
     }
 
@@ -513,11 +504,15 @@ impl Pod {
             return;
         };
         container.removal_running = false;
+        // Of one that never came to be nobody was told.
+        let told = container.record.finished_at != 0;
         let waiters = container.removal.take().unwrap_or_default();
         if failures.is_empty() {
-            self.announce_container(id, Happened::Removed);
             self.containers.remove(&id);
             self.context.shared.views.containers.remove(&id);
+            if told {
+                self.announce_container(id, Happened::Removed);
+            }
             waiters.settle(Ok(()));
         } else {
             warn!(container = %id, "removal is not complete: {}", failures.join("; "));

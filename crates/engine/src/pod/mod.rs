@@ -12,6 +12,7 @@
 //!  operations ────────┴────────────┘
 //! ```
 
+mod announce;
 mod container;
 mod containers;
 mod create;

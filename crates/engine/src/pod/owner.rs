@@ -14,11 +14,12 @@ use tracing::{debug, error, info, warn};
 
 use super::container::Container;
 use super::link::{self, Estate, Link, Orphan};
+use super::announce::Told;
 use super::{Command, Context, Done, recover, run, stop, title};
 use crate::config::bounds;
 use crate::shared::Shared;
 use crate::waiters::{Reply, Waiters};
-use crate::{Error, Event, Happened};
+use crate::{Error, Happened};
 
 /// How a pod comes to have an owner.
 pub(crate) enum Birth {
@@ -57,6 +58,7 @@ pub(crate) struct Pod {
     pub(super) recovering: Option<oneshot::Sender<()>>,
     relinking: bool,
     finished: bool,
+    pub(super) told: Told,
 }
 
 pub(super) struct Retry {
@@ -104,6 +106,7 @@ impl Pod {
             recovering: None,
             relinking: false,
             finished: false,
+            told: Told::default(),
         };
         match birth {
             Birth::New { reply } => {
@@ -114,6 +117,7 @@ impl Pod {
             }
             Birth::Recovered { containers, ready } => {
                 pod.recovering = Some(ready);
+                pod.told = Told::of(pod.record.state);
                 for record in containers {
                     pod.containers.insert(record.id, Container::new(record));
                 }
@@ -216,13 +220,6 @@ impl Pod {
         if let Err(error) = self.save().await {
             error!(pod = %self.id(), "{}", error.chain());
         }
-    }
-
-    fn announce(&self, what: Happened) {
-        let _ = self.context.shared.events.send(Event::Sandbox {
-            what,
-            record: self.record.clone(),
-        });
     }
 
     pub(super) fn schedule_retry(&mut self) {
@@ -372,6 +369,7 @@ impl Pod {
             return;
         }
         self.announce(Happened::Created);
+        self.announce(Happened::Started);
         debug!(pod = %self.id(), "ready");
         if !waiters.settle(Ok(self.id())) {
             self.unclaimed_until = Some(Instant::now() + self.context.shared.config.unclaimed_after);
