@@ -20,6 +20,8 @@ const MAX_MESSAGE: usize = 16 << 20;
 pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     pub image: ImageServiceClient<Channel>,
+    /// For calls that are newer than `k8s-cri`.
+    pub channel: Channel,
 }
 
 impl Cri {
@@ -42,7 +44,8 @@ impl Cri {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
-            image: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            image: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            channel,
         })
     }
 

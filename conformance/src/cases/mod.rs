@@ -2,12 +2,14 @@
 
 mod bad_input;
 mod containers;
+mod events;
 mod exec;
 mod images;
 mod logs;
 mod network;
 mod pods;
 mod security;
+mod stream_lists;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -61,6 +63,8 @@ pub fn all() -> Vec<Case> {
         network::all(),
         security::all(),
         bad_input::all(),
+        events::all(),
+        stream_lists::all(),
     ]
     .into_iter()
     .flatten()

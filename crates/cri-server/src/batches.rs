@@ -69,10 +69,13 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build();
         let got: Vec<v1::StreamContainersResponse> = runtime
             .expect("a runtime")
-            .block_on(all.map(|one| one.unwrap_or_default()).collect());
+            .block_on(all.map(Result::unwrap_or_default).collect());
         let lengths = got.iter().map(|one| one.containers.len()).collect();
         let ids = got.into_iter().flat_map(|one| one.containers);
-        (lengths, ids.map(|one| one.id.parse().unwrap_or(usize::MAX)).collect())
+        (
+            lengths,
+            ids.map(|one| one.id.parse().unwrap_or(usize::MAX)).collect(),
+        )
     }
 
     #[test]
@@ -85,6 +88,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn each_once_in_order(sizes in prop::collection::vec(prop_oneof![9 => 0usize..50, 1 => 0..BATCH_BYTES], 0..600)) {
             let (lengths, ids) = run(&sizes);

@@ -147,13 +147,6 @@ fn pause_dies_and_the_pod_is_no_longer_ready() {
     node.assert_clean();
 }
 
-fn sockets(node: &Node) -> usize {
-    let pods = std::fs::read_dir(node.state().join("pods")).unwrap();
-    pods.flatten()
-        .filter(|pod| pod.path().join("monitor.sock").exists())
-        .count()
-}
-
 #[test]
 fn half_made_things_are_unwound_at_the_next_start() {
     let mut node = Node::new("half");

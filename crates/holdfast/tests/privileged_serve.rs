@@ -162,6 +162,53 @@ fn one_socket_one_server_one_clean_end() {
 }
 
 #[test]
+fn listeners_hold_up_no_end() {
+    use holdfast_cri_api::v1::GetEventsRequest;
+    use holdfast_cri_api::v1::runtime_service_client::RuntimeServiceClient;
+
+    let node = Node::new();
+    let daemon = node.serve();
+    let socket = node.socket();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let mut streams = runtime.block_on(async {
+        let connect = tower::service_fn(move |_: tonic::transport::Uri| {
+            let socket = socket.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(socket).await;
+                stream.map(hyper_util::rt::TokioIo::new)
+            }
+        });
+        let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+        let mut client = RuntimeServiceClient::new(endpoint.connect_with_connector(connect).await.unwrap());
+        let mut streams = Vec::new();
+        for _ in 0..3 {
+            let reply = client.get_container_events(GetEventsRequest {}).await.unwrap();
+            streams.push(reply.into_inner());
+        }
+        streams
+    });
+    let start = Instant::now();
+    kill(
+        Pid::from_raw(daemon.child.id().try_into().unwrap()),
+        Signal::SIGTERM,
+    )
+    .unwrap();
+    runtime.block_on(async {
+        for stream in &mut streams {
+            let told = stream.message().await.unwrap_err();
+            assert_eq!(told.code(), tonic::Code::Unavailable);
+        }
+    });
+    drop(streams);
+    // Much less than the time that calls in flight are given (`drain`).
+    assert!(daemon.signal(Signal::SIGTERM).success());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
 fn a_pod_outlives_its_server() {
     let node = Node::new();
     let archive = node.path("busybox.tar");

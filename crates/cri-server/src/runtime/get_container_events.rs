@@ -98,7 +98,9 @@ impl Feeder {
                 Ok(_) => return self.queue.end(stalled(QUEUE as u64 + 1), true),
                 Err(RecvError::Lagged(missed)) => return self.queue.end(stalled(missed), true),
                 Err(RecvError::Closed) => {
-                    return self.queue.end(Status::unavailable("the runtime has let its pods go"), false);
+                    return self
+                        .queue
+                        .end(Status::unavailable("the runtime has let its pods go"), false);
                 }
             }
         }
@@ -252,7 +254,10 @@ mod tests {
         }
         stopping.cancel();
         for mut stream in streams {
-            assert_eq!(stream.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
+            assert_eq!(
+                stream.next().await.unwrap().unwrap_err().code(),
+                Code::Unavailable
+            );
             assert!(stream.next().await.is_none());
         }
     }

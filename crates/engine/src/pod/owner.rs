@@ -12,9 +12,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use super::announce::Told;
 use super::container::Container;
 use super::link::{self, Estate, Link, Orphan};
-use super::announce::Told;
 use super::{Command, Context, Done, recover, run, stop, title};
 use crate::config::bounds;
 use crate::shared::Shared;
