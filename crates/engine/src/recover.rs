@@ -207,7 +207,8 @@ async fn sweep_snapshots(shared: &Arc<Shared>) {
         .map(|record| record.id.to_string())
         .collect();
     for key in shared.images.snapshots() {
-        if known.contains(&key) {
+        // Of an image among a container's mounts: `<id>.<n>`.
+        if known.contains(key.split('.').next().unwrap_or_default()) {
             continue;
         }
         info!(snapshot = key, "belongs to no container: it is discarded");

@@ -182,6 +182,7 @@ impl Pod {
             stop_signal: Signal::TERM,
             oci_spec: String::new(),
             snapshot_owed: true,
+            mount_images: Vec::new(),
             spec: wanted,
         });
         let plan = create::Plan {
@@ -204,12 +205,14 @@ impl Pod {
             user,
             stop_signal,
             image,
+            mount_images,
             oci_spec,
         } = built;
         container.vault = Some(made.descriptors);
         let record = container.edit();
         (record.user, record.stop_signal, record.image) = (user, stop_signal, image);
         (record.pid, record.oci_spec) = (Some(made.pid), oci_spec);
+        record.mount_images = mount_images;
         let waiters = container.creating.take().unwrap_or_default();
         if let Err(illegal) = container.apply(ContainerEvent::Created) {
             error!(container = %id, "{illegal}");

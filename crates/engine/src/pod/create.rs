@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use holdfast_images::{IdMap, Image, PrepareOptions, Snapshot};
+use holdfast_images::{DeclaredVolume, IdMap, Image, PrepareOptions, Snapshot, Volume};
 use holdfast_model::{ContainerId, ContainerRecord, ContainerUser, ResolvedImage, SandboxRecord, Signal};
 use holdfast_monitor_api::message::Rootfs;
 use holdfast_monitor_api::{Client, Container};
@@ -22,6 +22,7 @@ pub(super) struct Built {
     pub user: ContainerUser,
     pub stop_signal: Signal,
     pub image: ResolvedImage,
+    pub mount_images: Vec<String>,
     pub oci_spec: String,
 }
 
@@ -61,24 +62,19 @@ pub(super) async fn build(plan: Plan) -> Result<Box<Built>, Failed> {
 impl Plan {
     async fn act(&self) -> Result<Built, Error> {
         let wanted = &self.record.spec;
-        if let Some(mount) = wanted.mounts.iter().find(|mount| mount.image.is_some()) {
-            return Err(Error::Unsupported(format!(
-                "mount {:?}: this release mounts no images as volumes",
-                mount.container_path
-            )));
-        }
         let images = &self.context.shared.images;
-        let image = images.get(&wanted.image.image).ok_or_else(|| Error::NoImage {
-            image: wanted.image.image.chars().take(512).collect(),
-        })?;
+        let image = self.image(&wanted.image.image)?;
         // The upper directory is made while passwd, devices and the profile are read.
-        let (snapshot, identity, extras) = tokio::try_join!(
+        let (snapshot, identity, extras, mounted) = tokio::try_join!(
             self.prepare(&image),
             self.context.shared.identities.of(images, &image),
             lookup::extras(wanted),
+            self.mount_images(),
         )?;
+        let volumes = self.declared_volumes(&image, &identity).await?;
         debug!(container = %self.record.id, "root file system prepared");
-        let built = self.spec(&identity, extras)?;
+        let (mount_images, sources) = mounted;
+        let built = self.spec(&identity, extras, (&sources, &volumes))?;
         let subject = Subject {
             sandbox: &self.pod,
             container: &self.record,
@@ -108,11 +104,73 @@ impl Plan {
             user: built.user,
             stop_signal: built.stop_signal,
             image,
+            mount_images,
             oci_spec,
         })
     }
 
+    fn image(&self, reference: &str) -> Result<Arc<Image>, Error> {
+        let images = &self.context.shared.images;
+        images.get(reference).ok_or_else(|| Error::NoImage {
+            image: reference.chars().take(512).collect(),
+        })
+    }
+
+    /// The images among the mounts: their ids, and where they are. Both have an entry for each mount, or are empty.
+    async fn mount_images(&self) -> Result<(Vec<String>, Vec<Option<Volume>>), Error> {
+        let mounts = &self.record.spec.mounts;
+        let (mut ids, mut volumes) = (Vec::new(), Vec::new());
+        if mounts.iter().all(|mount| mount.image.is_none()) {
+            return Ok((ids, volumes));
+        }
+        for (n, mount) in mounts.iter().enumerate() {
+            let Some(wanted) = &mount.image else {
+                ids.push(String::new());
+                volumes.push(None);
+                continue;
+            };
+            let image = self.image(&wanted.image.image)?;
+            let (key, images) = (volume_key(&self.record.id, n), &self.context.shared.images);
+            let volume = images.volume(&key, &image.id, &wanted.sub_path).await;
+            volumes.push(Some(
+                volume.map_err(|source| self.image_error("mounting an image", source))?,
+            ));
+            ids.push(image.id.to_string());
+        }
+        Ok((ids, volumes))
+    }
+
+    async fn declared_volumes(
+        &self,
+        image: &Image,
+        identity: &Identity,
+    ) -> Result<Vec<DeclaredVolume>, Error> {
+        let paths = spec::remaining_volumes(&identity.volumes, &self.record.spec);
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let images = &self.context.shared.images;
+        let made = images.declared_volumes(self.record.id.as_str(), &image.id, paths, self.prepare_options());
+        made.await
+            .map_err(|source| self.image_error("making the image's volumes", source))
+    }
+
+    fn image_error(&self, step: &'static str, source: holdfast_images::Error) -> Error {
+        Error::Image {
+            step,
+            id: self.record.id.to_string(),
+            source: Box::new(source),
+        }
+    }
+
     async fn prepare(&self, image: &Arc<Image>) -> Result<Snapshot, Error> {
+        let images = &self.context.shared.images;
+        let options = self.prepare_options();
+        let prepared = images.prepare(self.record.id.as_str(), &image.id, options).await;
+        prepared.map_err(|source| self.image_error("preparing the root file system", source))
+    }
+
+    fn prepare_options(&self) -> PrepareOptions {
         let maps = self.pod.spec.security.namespaces.user_maps();
         let convert = |maps: &[holdfast_model::IdMapping]| -> Vec<IdMap> {
             maps.iter()
@@ -123,20 +181,18 @@ impl Plan {
                 })
                 .collect()
         };
-        let options = PrepareOptions {
+        PrepareOptions {
             uid_maps: maps.map(|user| convert(&user.uids)).unwrap_or_default(),
             gid_maps: maps.map(|user| convert(&user.gids)).unwrap_or_default(),
-        };
-        let images = &self.context.shared.images;
-        let prepared = images.prepare(self.record.id.as_str(), &image.id, options).await;
-        prepared.map_err(|source| Error::Image {
-            step: "preparing the root file system",
-            id: self.record.id.to_string(),
-            source: Box::new(source),
-        })
+        }
     }
 
-    fn spec(&self, identity: &Identity, extras: Extras) -> Result<spec::Built, Error> {
+    fn spec(
+        &self,
+        identity: &Identity,
+        extras: Extras,
+        (sources, volumes): (&[Option<Volume>], &[DeclaredVolume]),
+    ) -> Result<spec::Built, Error> {
         let files = files::places(&self.context.dir);
         let inputs = Inputs {
             sandbox: &self.pod,
@@ -152,7 +208,8 @@ impl Plan {
             seccomp: extras.seccomp,
             cgroup: &self.record.cgroup,
             target_pid: self.target_pid,
-            image_sources: &[],
+            image_sources: sources,
+            image_volumes: volumes,
             rlimits: &self.context.shared.config.rlimits,
         };
         Ok(spec::build(&inputs)?)
@@ -206,21 +263,35 @@ pub(super) async fn remove(
     }
     debug!(container = %id, "removed");
     if record.snapshot_owed {
-        discard_later(context, id);
+        let images = record.spec.mounts.iter().enumerate();
+        let volumes = images
+            .filter(|(_, mount)| mount.image.is_some())
+            .map(|(n, _)| volume_key(&id, n));
+        discard_later(context, std::iter::once(id.to_string()).chain(volumes).collect());
     }
     Vec::new()
 }
 
 /// Nobody waits for the disk: what the container wrote may take long to delete. Snapshots have records of their own,
 /// and those of no container are discarded at the next start.
-fn discard_later(context: &Context, id: ContainerId) {
+fn discard_later(context: &Context, keys: Vec<String>) {
     let shared = context.shared.clone();
     tokio::spawn(async move {
         let _turn = shared.discards.acquire().await;
-        if let Err(error) = shared.images.discard(id.as_str()).await {
-            warn!(container = %id, "root file system is left until the next start: {error}");
+        for key in keys {
+            if let Err(error) = shared.images.discard(&key).await {
+                warn!(
+                    snapshot = key,
+                    "root file system is left until the next start: {error}"
+                );
+            }
         }
     });
+}
+
+/// Under which an image among a container's mounts is kept.
+fn volume_key(id: &ContainerId, mount: usize) -> String {
+    format!("{id}.{mount}")
 }
 
 fn resolved(image: &Image) -> ResolvedImage {
