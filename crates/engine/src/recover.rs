@@ -17,6 +17,7 @@ use crate::lookup::{self, Identities};
 use crate::names::Names;
 use crate::pod::{Birth, Pod, forsaken};
 use crate::shared::{Pods, Shared, blocking};
+use crate::spare::Spare;
 use crate::view::Views;
 use crate::{Config, Error};
 
@@ -42,6 +43,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
     for text in &damaged {
         error!("damaged record: {text}");
     }
+    let spare = Spare::new(config.monitor_program(), config.spare_monitor);
     let shared = Arc::new(Shared {
         config,
         images,
@@ -55,6 +57,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         events: broadcast::Sender::new(bounds::EVENTS),
         boot_id,
         identities: Identities::default(),
+        spare,
         discards: Semaphore::new(bounds::DISCARDS),
     });
     let known: BTreeSet<SandboxId> = sandboxes.iter().map(|record| record.id).collect();

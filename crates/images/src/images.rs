@@ -136,10 +136,8 @@ impl Images {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::SnapshotExists`], [`Error::SnapshotKey`] or [`Error::Io`]; nothing is left then.
-    pub async fn prepare(&self, key: &str, image: &ImageId, options: PrepareOptions) -> Result<Snapshot> {
-        let (key, image) = (key.to_owned(), image.clone());
-        self.blocking(move |shared| snapshot::prepare(shared, &key, &image, &options))
-            .await
+    pub fn prepare(&self, key: &str, image: &ImageId, options: &PrepareOptions) -> Result<Snapshot> {
+        snapshot::prepare(&self.shared, key, image, options)
     }
 
     /// Keeps the layers of `image` for a volume, under a key like that of a snapshot ([`Images::discard`] ends it), and says

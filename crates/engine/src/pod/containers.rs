@@ -76,15 +76,18 @@ impl Pod {
         }
     }
 
+    fn show_container(&self, id: ContainerId) {
+        if let Some(container) = self.containers.get(&id) {
+            let views = &self.context.shared.views;
+            views.containers.set(id, container.record.clone());
+        }
+    }
+
     pub(super) async fn save_container(&self, id: ContainerId) -> Result<(), Error> {
         let Some(container) = self.containers.get(&id) else {
             return Ok(());
         };
-        self.context
-            .shared
-            .views
-            .containers
-            .set(id, container.record.clone());
+        self.show_container(id);
         self.context
             .shared
             .disk
@@ -310,11 +313,13 @@ impl Pod {
                 // A short one may have ended already.
                 let running = container.state() == ContainerState::Created
                     && container.apply(ContainerEvent::Started).is_ok();
-                let saved = self.save_container(id).await;
+                self.show_container(id);
                 if running {
                     self.announce_container(id, Happened::Started);
                 }
-                waiters.settle(saved);
+                // It runs, and the monitor knows: nobody waits for the record to say so too.
+                waiters.settle(Ok(()));
+                self.save_container_or_warn(id).await;
             }
             Err(error) => {
                 if matches!(error.monitor_cause(), Some(MonitorError::Refused { .. }))

@@ -10,11 +10,11 @@ use holdfast_monitor_api::{Client, Container};
 use tracing::{debug, warn};
 
 use super::{Context, files, link};
+use crate::Error;
 use crate::adjust::{Subject, adjust};
 use crate::config::bounds;
 use crate::lookup::{self, Extras, Identity};
 use crate::spec::{self, Inputs};
-use crate::{Error, shared};
 
 /// A container whose init waits.
 pub(super) struct Built {
@@ -42,15 +42,20 @@ pub(super) struct Plan {
 }
 
 pub(super) async fn build(plan: Plan) -> Result<Box<Built>, Failed> {
-    let disk = &plan.context.shared.disk;
-    if let Err(error) = disk.put_container(plan.record.clone()).await {
-        return Err(Failed {
-            error,
-            leftovers: Vec::new(),
-        });
-    }
+    let nothing = |error| Failed {
+        error,
+        leftovers: Vec::new(),
+    };
+    let image = plan.image(&plan.record.spec.image.image).map_err(nothing)?;
+    // passwd, devices and the profile are read while the record is written and the upper directory made.
+    let (disk, files) = tokio::join!(plan.reserve(&image), plan.read(&image));
+    let snapshot = disk.map_err(nothing)?;
     debug!(container = %plan.record.id, "recorded");
-    match plan.act().await {
+    let built = match (snapshot, files) {
+        (Ok(snapshot), Ok((identity, extras))) => plan.act(&image, snapshot, &identity, extras).await,
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    };
+    match built {
         Ok(built) => Ok(Box::new(built)),
         Err(error) => Err(Failed {
             error,
@@ -60,21 +65,55 @@ pub(super) async fn build(plan: Plan) -> Result<Box<Built>, Failed> {
 }
 
 impl Plan {
-    async fn act(&self) -> Result<Built, Error> {
-        let wanted = &self.record.spec;
+    fn image(&self, reference: &str) -> Result<Arc<Image>, Error> {
         let images = &self.context.shared.images;
-        let image = self.image(&wanted.image.image)?;
-        // The upper directory is made while passwd, devices and the profile are read.
-        let (snapshot, identity, extras, mounted) = tokio::try_join!(
-            self.prepare(&image),
-            self.context.shared.identities.of(images, &image),
-            lookup::extras(wanted),
-            self.mount_images(),
-        )?;
-        let volumes = self.declared_volumes(&image, &identity).await?;
+        images.get(reference).ok_or_else(|| Error::NoImage {
+            image: reference.chars().take(512).collect(),
+        })
+    }
+
+    /// The record, and after it what it speaks of on disk: one after the other, on one thread. The outer error says that there
+    /// is no record.
+    async fn reserve(&self, image: &Arc<Image>) -> Result<Result<Snapshot, Error>, Error> {
+        let (images, image, options) = (
+            self.context.shared.images.clone(),
+            image.clone(),
+            self.prepare_options(),
+        );
+        let record = self.record.clone();
+        let next = move || {
+            let prepared = images.prepare(record.id.as_str(), &image.id, &options);
+            let snapshot =
+                prepared.map_err(|source| image_error(&record, "preparing the root file system", source))?;
+            make_log_directory(&record)?;
+            Ok(snapshot)
+        };
+        self.context
+            .shared
+            .disk
+            .put_container_then(self.record.clone(), next)
+            .await
+    }
+
+    async fn read(&self, image: &Arc<Image>) -> Result<(Arc<Identity>, Extras), Error> {
+        let shared = &self.context.shared;
+        tokio::try_join!(
+            shared.identities.of(&shared.images, image),
+            lookup::extras(&self.record.spec)
+        )
+    }
+
+    async fn act(
+        &self,
+        image: &Image,
+        snapshot: Snapshot,
+        identity: &Identity,
+        extras: Extras,
+    ) -> Result<Built, Error> {
+        let (mount_images, sources) = self.mount_images().await?;
+        let volumes = self.declared_volumes(image, identity).await?;
         debug!(container = %self.record.id, "root file system prepared");
-        let (mount_images, sources) = mounted;
-        let built = self.spec(&identity, extras, (&sources, &volumes))?;
+        let built = self.spec(identity, extras, (&sources, &volumes))?;
         let subject = Subject {
             sandbox: &self.pod,
             container: &self.record,
@@ -83,7 +122,6 @@ impl Plan {
         let oci_spec = serde_json::to_string(&adjusted).map_err(|e| Error::Internal {
             what: format!("the spec of {} cannot be written: {e}", self.record.id),
         })?;
-        self.make_log_directory().await?;
         debug!(container = %self.record.id, "spec made");
         let mut message = link::container_message(&self.context, &self.pod, &self.record);
         message.spec = oci_spec.clone().into_bytes();
@@ -98,21 +136,13 @@ impl Plan {
         for warning in &container.warnings {
             warn!(container = %self.record.id, "{warning}");
         }
-        let image = resolved(&image);
         Ok(Built {
             container,
             user: built.user,
             stop_signal: built.stop_signal,
-            image,
+            image: resolved(image),
             mount_images,
             oci_spec,
-        })
-    }
-
-    fn image(&self, reference: &str) -> Result<Arc<Image>, Error> {
-        let images = &self.context.shared.images;
-        images.get(reference).ok_or_else(|| Error::NoImage {
-            image: reference.chars().take(512).collect(),
         })
     }
 
@@ -132,9 +162,9 @@ impl Plan {
             let image = self.image(&wanted.image.image)?;
             let (key, images) = (volume_key(&self.record.id, n), &self.context.shared.images);
             let volume = images.volume(&key, &image.id, &wanted.sub_path).await;
-            volumes.push(Some(
-                volume.map_err(|source| self.image_error("mounting an image", source))?,
-            ));
+            volumes.push(Some(volume.map_err(|source| {
+                image_error(&self.record, "mounting an image", source)
+            })?));
             ids.push(image.id.to_string());
         }
         Ok((ids, volumes))
@@ -152,22 +182,7 @@ impl Plan {
         let images = &self.context.shared.images;
         let made = images.declared_volumes(self.record.id.as_str(), &image.id, paths, self.prepare_options());
         made.await
-            .map_err(|source| self.image_error("making the image's volumes", source))
-    }
-
-    fn image_error(&self, step: &'static str, source: holdfast_images::Error) -> Error {
-        Error::Image {
-            step,
-            id: self.record.id.to_string(),
-            source: Box::new(source),
-        }
-    }
-
-    async fn prepare(&self, image: &Arc<Image>) -> Result<Snapshot, Error> {
-        let images = &self.context.shared.images;
-        let options = self.prepare_options();
-        let prepared = images.prepare(self.record.id.as_str(), &image.id, options).await;
-        prepared.map_err(|source| self.image_error("preparing the root file system", source))
+            .map_err(|source| image_error(&self.record, "making the image's volumes", source))
     }
 
     fn prepare_options(&self) -> PrepareOptions {
@@ -215,24 +230,28 @@ impl Plan {
         Ok(spec::build(&inputs)?)
     }
 
-    /// The kubelet makes it; other clients may not have. Logs can be on any disk, hence not on this thread.
-    async fn make_log_directory(&self) -> Result<(), Error> {
-        let Some(parent) = Path::new(&self.record.log_path)
-            .parent()
-            .filter(|dir| !dir.as_os_str().is_empty())
-        else {
-            return Ok(());
-        };
-        let parent = parent.to_path_buf();
-        shared::blocking(move || {
-            std::fs::create_dir_all(&parent).map_err(|source| Error::io("make log directory", parent, source))
-        })
-        .await
-    }
-
     /// Everything that may have been done, whether it was or not.
     async fn unwind(&self) -> Vec<String> {
         remove(&self.context, Some(&self.client), &self.record).await
+    }
+}
+
+fn image_error(record: &ContainerRecord, step: &'static str, source: holdfast_images::Error) -> Error {
+    Error::Image {
+        step,
+        id: record.id.to_string(),
+        source: Box::new(source),
+    }
+}
+
+/// The kubelet makes it; other clients may not have. Blocks: logs can be on any disk.
+fn make_log_directory(record: &ContainerRecord) -> Result<(), Error> {
+    let parent = Path::new(&record.log_path).parent();
+    match parent.filter(|dir| !dir.as_os_str().is_empty()) {
+        Some(parent) => {
+            std::fs::create_dir_all(parent).map_err(|source| Error::io("make log directory", parent, source))
+        }
+        None => Ok(()),
     }
 }
 
