@@ -78,7 +78,7 @@ impl<T> Inner<T> {
         while let Some((token, until)) = self.order.front() {
             // What was claimed leaves at once, so that the order is no longer than it must be.
             if *until > now && self.requests.contains_key(token) {
-                return;
+                break;
             }
             self.requests.remove(token);
             self.order.pop_front();
