@@ -17,6 +17,13 @@ pub mod bounds {
     pub const DISCARDS: usize = 4;
     /// Execs running in one pod at a time.
     pub const EXECS: usize = 512;
+    /// What an attached client may be behind: a pipe of this size, which costs only what is in it. The kernel's default
+    /// (64 KiB) where it grants no more.
+    pub const ATTACH_PIPE: usize = 1 << 20;
+    /// Clients attached to one container at a time.
+    pub const ATTACHED: usize = 64;
+    /// Connecting to a port of a pod, for each address family.
+    pub const CONNECT: Duration = Duration::from_secs(10);
     /// How long a finished create waits for its caller to come back.
     pub const UNCLAIMED: Duration = Duration::from_secs(300);
     /// Spawning a monitor and its hello.
@@ -78,8 +85,6 @@ pub struct Config {
     /// Where pods that ask for the node's name resolution find it.
     pub host_resolv_conf: PathBuf,
     pub handlers: Vec<Handler>,
-    /// Keep a monitor started for the next pod.
-    pub spare_monitor: bool,
     /// How long a finished create waits for its caller to come back.
     pub unclaimed_after: Duration,
 }
@@ -103,7 +108,6 @@ impl Config {
                     name: "holdfast".into(),
                 },
             ],
-            spare_monitor: true,
             unclaimed_after: bounds::UNCLAIMED,
         }
     }

@@ -60,7 +60,7 @@ impl Engine {
         self.shared().pods.clear();
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.owner.shared
     }
 
@@ -343,7 +343,7 @@ impl Engine {
         self.shared().events.subscribe()
     }
 
-    fn mailbox(&self, id: &SandboxId) -> Result<mpsc::Sender<Command>, Error> {
+    pub(crate) fn mailbox(&self, id: &SandboxId) -> Result<mpsc::Sender<Command>, Error> {
         self.shared().pods.get(id).ok_or_else(|| Error::NotFound {
             what: "pod",
             id: id.to_string(),
@@ -352,7 +352,7 @@ impl Engine {
 }
 
 /// Puts a question to a pod's owner. The owner goes on even if nobody waits for the answer any more.
-async fn ask<T>(
+pub(crate) async fn ask<T>(
     mailbox: &mpsc::Sender<Command>,
     id: &SandboxId,
     command: impl FnOnce(Reply<T>) -> Command,

@@ -108,6 +108,11 @@ pub enum Error {
     /// The pod's owner is overwhelmed or has ended.
     #[error("pod {id} does not answer: {reason}")]
     Busy { id: String, reason: &'static str },
+    /// The monitor that had it in hand is gone; a new attempt finds its replacement.
+    #[error("{what} {id} was cut off: the pod's monitor died or was lost meanwhile")]
+    CutOff { what: &'static str, id: String },
+    #[error("nothing answers at port {port} of pod {id}: {reason}")]
+    NoConnection { id: String, port: u16, reason: String },
     /// The same failure, told to each of several callers who waited for one operation.
     #[error("{message}")]
     Shared { kind: Kind, message: String },
@@ -133,7 +138,7 @@ impl Error {
             Self::Network { source, .. } => network_kind(source),
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Deadline { .. } => Kind::DeadlineExceeded,
-            Self::Busy { .. } => Kind::Unavailable,
+            Self::Busy { .. } | Self::CutOff { .. } | Self::NoConnection { .. } => Kind::Unavailable,
             Self::Shared { kind, .. } => *kind,
             Self::Image { source, .. } => image_kind(source),
             Self::Cgroup { .. }

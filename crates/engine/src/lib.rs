@@ -19,8 +19,8 @@ mod names;
 mod pod;
 mod recover;
 mod shared;
-mod spare;
 pub mod spec;
+mod streams;
 mod types;
 mod view;
 mod waiters;
@@ -28,4 +28,7 @@ mod waiters;
 pub use config::{Config, Handler, Rlimit};
 pub use engine::Engine;
 pub use error::{Error, Kind};
-pub use types::{Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec, Subject};
+pub use types::{
+    Ended, Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec, StreamRequest, Streams,
+    Subject, Wanted,
+};

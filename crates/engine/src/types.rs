@@ -1,9 +1,13 @@
 //! Requests and answers of the engine that are not the model's.
 
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::{ContainerId, ContainerRecord, SandboxId, SandboxRecord};
+
+use crate::Error;
 
 /// A process to run in a container, to its end.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +26,49 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
     /// Bytes over the limit that were thrown away.
     pub discarded: u64,
+}
+
+/// Which standard streams of a process or container are wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted {
+    pub stdin: bool,
+    pub stdout: bool,
+    /// With a terminal there is none: everything is on stdout.
+    pub stderr: bool,
+}
+
+/// A process to run in a container with the caller at the other end of its streams.
+#[derive(Debug, Clone, Default)]
+pub struct StreamRequest {
+    pub command: Vec<String>,
+    pub tty: bool,
+    pub streams: Wanted,
+}
+
+/// How it ended: the exit code, 128 + signal where a signal ended it.
+pub type Ended = Pin<Box<dyn Future<Output = Result<i32, Error>> + Send>>;
+
+/// The near ends of a process's streams, non-blocking. One that was not asked for, or that there is not, is `None`.
+pub struct Streams {
+    /// Closing it is the end of the process's input; a container's input ends only where it was made with `stdin_once`.
+    pub stdin: Option<OwnedFd>,
+    /// Of a terminal it reads EIO at the end.
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// The terminal's master, for its size.
+    pub terminal: Option<OwnedFd>,
+    pub ended: Ended,
+}
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Streams")
+            .field("stdin", &self.stdin)
+            .field("stdout", &self.stdout)
+            .field("stderr", &self.stderr)
+            .field("terminal", &self.terminal)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Something that happened, with the whole pod as it was right after.
@@ -55,7 +102,7 @@ pub enum Happened {
 #[derive(Debug)]
 pub struct Reexec {
     pub sandbox: SandboxId,
-    pub outcome: Result<(), crate::Error>,
+    pub outcome: Result<(), Error>,
 }
 
 /// A pod and the containers in it.

@@ -7,8 +7,7 @@
 //! images/content/blobs/…      manifests, indexes and configs by digest; compressed layers are NOT kept
 //! images/l/<number>/          one unpacked layer, ready to be an overlay lower; short, since mount options are
 //! images/tmp/                 what is being unpacked or removed; emptied at open
-//! images/empty/               an empty directory, for overlays that lack a layer
-//! snapshots/<key>/{upper,work} the writable part of one container (no fsync), with volume<n>/{upper,work} of what its image declares
+//! snapshots/<key>/{upper,work} the writable part of one container (no fsync)
 //! records/snapshots/<key>     which layers that container uses
 //! ```
 //!
@@ -51,7 +50,6 @@ mod snapshot;
 mod state;
 mod tar;
 mod unpack;
-mod volume;
 
 pub use config::{Config, Limits};
 pub use error::{Error, Kind};
@@ -61,7 +59,6 @@ pub use inflight::Progress;
 pub use pull::PullRequest;
 pub use snapshot::{IdMap, PrepareOptions, Snapshot};
 pub use tar::TarError;
-pub use volume::{DeclaredVolume, Volume};
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

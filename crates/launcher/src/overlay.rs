@@ -14,8 +14,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, open};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
-    mount_change, open_tree, unmount,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change, open_tree,
 };
 
 use crate::error::Kind;
@@ -32,10 +31,9 @@ const LAYER_LIMIT: usize = 500;
 /// An overlay to be.
 #[derive(Debug)]
 pub(crate) struct Overlay<'a> {
-    /// Uppermost first; two at least where there is no upper directory.
     pub lowers: &'a [PathBuf],
-    /// The upper and the work directory. `None`: nothing can be written.
-    pub upper: Option<(&'a Path, &'a Path)>,
+    pub upper: &'a Path,
+    pub work: &'a Path,
     pub options: &'a [String],
 }
 
@@ -54,8 +52,8 @@ impl Overlay<'_> {
             Some(mapping) => self.mapped_lowers(mapping)?,
         };
         let names = Names::open(self, &lowers, proc)?;
-        if let (Some(mapping), Some((path, _)), Some((upper, _))) = (mapping, self.upper, &names.upper) {
-            own_by_container(upper.as_fd(), path, mapping)?;
+        if let Some(mapping) = mapping {
+            own_by_container(names.upper.as_fd(), self.upper, mapping)?;
         }
         if let Some(mount) = self.by_context(&names)? {
             return Ok(mount);
@@ -90,11 +88,9 @@ impl Overlay<'_> {
                 }
             }
         }
-        if let Some((upper, work)) = &names.upper {
-            for (key, fd) in [("upperdir", upper), ("workdir", work)] {
-                let name = fd.as_raw_fd().to_string();
-                fsconfig_set_string(context.as_fd(), key, name.as_str()).map_err(fail)?;
-            }
+        for (key, fd) in [("upperdir", &names.upper), ("workdir", &names.work)] {
+            let name = fd.as_raw_fd().to_string();
+            fsconfig_set_string(context.as_fd(), key, name.as_str()).map_err(fail)?;
         }
         for option in self.options {
             match option.split_once('=') {
@@ -119,14 +115,11 @@ impl Overlay<'_> {
 
     /// mount(2), for many layers on old kernels: in a private mount namespace, from which a clone is taken.
     fn by_data_page(&self, names: &Names) -> Result<OwnedFd> {
-        let mut data = format!("lowerdir={}", names.lowers.join(":"));
-        // Any directory that only this overlay has can be covered by it.
-        let mut cover = (names.lowers[0].clone(), self.lowers[0].as_path());
-        if let (Some((upper, work)), Some((path, _))) = (&names.upper, self.upper) {
-            let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
-            data.push_str(&format!(",upperdir={upper},workdir={work}"));
-            cover = (upper.to_string(), path);
-        }
+        let (upper, work) = (names.upper.as_raw_fd(), names.work.as_raw_fd());
+        let mut data = format!(
+            "lowerdir={},upperdir={upper},workdir={work}",
+            names.lowers.join(":")
+        );
         for option in self.options {
             data.push(',');
             data.push_str(option);
@@ -135,19 +128,14 @@ impl Overlay<'_> {
         let data = CString::new(data).map_err(|_| Fault::invalid("overlay option with a NUL"))?;
         mount(
             "overlay",
-            cover.0,
+            upper.to_string(),
             "overlay",
             MountFlags::empty(),
             data.as_c_str(),
         )
         .at(what)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let clone = open_tree(CWD, cover.1, flags).at(what)?;
-        if self.upper.is_none() {
-            // Another overlay may have the same layer: it must not find this one there.
-            unmount(cover.1, UnmountFlags::DETACH).at(what)?;
-        }
-        Ok(clone)
+        open_tree(CWD, self.upper, flags).at(what)
     }
 
     /// Clones of the lower layers that show the pod's ids, attached in a private copy of the mount namespace (6.12
@@ -213,18 +201,16 @@ fn layer(path: &Path) -> Result<OwnedFd> {
 /// What the overlay is told: descriptor numbers, which are names in the working directory.
 struct Names {
     lowers: Vec<String>,
-    /// The upper and the work directory.
-    upper: Option<(OwnedFd, OwnedFd)>,
+    upper: OwnedFd,
+    work: OwnedFd,
 }
 
 impl Names {
     fn open(overlay: &Overlay<'_>, lowers: &[OwnedFd], proc: &Procfs) -> Result<Self> {
         let names = Self {
             lowers: lowers.iter().map(|fd| fd.as_raw_fd().to_string()).collect(),
-            upper: overlay
-                .upper
-                .map(|(upper, work)| Ok::<_, Fault>((layer(upper)?, layer(work)?)))
-                .transpose()?,
+            upper: layer(overlay.upper)?,
+            work: layer(overlay.work)?,
         };
         let fds = proc
             .open("self/fd", OFlags::PATH | OFlags::DIRECTORY)

@@ -6,6 +6,7 @@ use std::time::Duration;
 use holdfast_model::{ContainerEvent, ContainerId, ContainerRecord, ContainerState, Illegal};
 use holdfast_monitor_api::ContainerDescriptors;
 use oci_spec::runtime::Spec;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::Error;
@@ -31,6 +32,8 @@ pub(super) struct Container {
     pub removal_running: bool,
     /// Made at the first exec.
     pub template: Option<Arc<Template>>,
+    /// Clients that are told when it ends.
+    pub attached: Vec<oneshot::Sender<i32>>,
 }
 
 /// What every exec in a container starts from.
@@ -67,6 +70,7 @@ impl Container {
             removal: None,
             removal_running: false,
             template: None,
+            attached: Vec::new(),
         }
     }
 
@@ -218,7 +222,6 @@ mod tests {
             stop_signal: Signal::TERM,
             oci_spec: String::new(),
             snapshot_owed: true,
-            mount_images: Vec::new(),
         }))
     }
 

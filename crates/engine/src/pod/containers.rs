@@ -10,6 +10,7 @@ use holdfast_model::{
 };
 use holdfast_monitor_api::message::{ContainerStarted, ExecSync, Exit};
 use holdfast_monitor_api::{Client, Error as MonitorError};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -45,7 +46,7 @@ impl Pod {
                 Err(error) => drop(reply.send(Err(error))),
             },
             Command::ReopenLog { id, reply } => self.reopen_log(id, reply),
-            other => other.refuse(self.no_monitor()),
+            other => self.on_stream_command(other),
         }
     }
 
@@ -56,6 +57,7 @@ impl Pod {
             Done::Started(id, outcome) => self.started(id, outcome).await,
             Done::SignalFailed(id, error) => self.signal_failed(id, error),
             Done::ContainerRemoved(id, failures) => self.container_removed(id, failures),
+            Done::StdinBack(id, stdin) => self.stdin_back(id, stdin),
             _ => {}
         }
     }
@@ -76,18 +78,15 @@ impl Pod {
         }
     }
 
-    fn show_container(&self, id: ContainerId) {
-        if let Some(container) = self.containers.get(&id) {
-            let views = &self.context.shared.views;
-            views.containers.set(id, container.record.clone());
-        }
-    }
-
     pub(super) async fn save_container(&self, id: ContainerId) -> Result<(), Error> {
         let Some(container) = self.containers.get(&id) else {
             return Ok(());
         };
-        self.show_container(id);
+        self.context
+            .shared
+            .views
+            .containers
+            .set(id, container.record.clone());
         self.context
             .shared
             .disk
@@ -185,7 +184,6 @@ impl Pod {
             stop_signal: Signal::TERM,
             oci_spec: String::new(),
             snapshot_owed: true,
-            mount_images: Vec::new(),
             spec: wanted,
         });
         let plan = create::Plan {
@@ -208,14 +206,12 @@ impl Pod {
             user,
             stop_signal,
             image,
-            mount_images,
             oci_spec,
         } = built;
         container.vault = Some(made.descriptors);
         let record = container.edit();
         (record.user, record.stop_signal, record.image) = (user, stop_signal, image);
         (record.pid, record.oci_spec) = (Some(made.pid), oci_spec);
-        record.mount_images = mount_images;
         let waiters = container.creating.take().unwrap_or_default();
         if let Err(illegal) = container.apply(ContainerEvent::Created) {
             error!(container = %id, "{illegal}");
@@ -313,13 +309,11 @@ impl Pod {
                 // A short one may have ended already.
                 let running = container.state() == ContainerState::Created
                     && container.apply(ContainerEvent::Started).is_ok();
-                self.show_container(id);
+                let saved = self.save_container(id).await;
                 if running {
                     self.announce_container(id, Happened::Started);
                 }
-                // It runs, and the monitor knows: nobody waits for the record to say so too.
-                waiters.settle(Ok(()));
-                self.save_container_or_warn(id).await;
+                waiters.settle(saved);
             }
             Err(error) => {
                 if matches!(error.monitor_cause(), Some(MonitorError::Refused { .. }))
@@ -448,9 +442,13 @@ impl Pod {
         };
         container.vault = None;
         container.template = None;
-        let stop = container.stop.take();
+        let code = container.record.exit.as_ref().map_or(0, |exit| exit.code);
+        let (stop, attached) = (container.stop.take(), std::mem::take(&mut container.attached));
         self.save_container_or_warn(id).await;
         self.announce_container(id, Happened::Stopped);
+        for client in attached {
+            let _ = client.send(code);
+        }
         if let Some(stop) = stop {
             stop.waiters.settle(Ok(()));
         }
@@ -535,7 +533,7 @@ impl Pod {
 
     // ---- the rest
 
-    fn running(&mut self, id: ContainerId) -> Result<(&mut Container, Client), Error> {
+    pub(super) fn running(&mut self, id: ContainerId) -> Result<(&mut Container, Client), Error> {
         let client = self.client().ok_or_else(|| self.no_monitor());
         let container = self.containers.get_mut(&id).ok_or_else(|| Error::NotFound {
             what: "container",
@@ -554,15 +552,20 @@ impl Pod {
         Ok((container, client?))
     }
 
+    pub(super) fn exec_permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let permit = self.execs.clone().try_acquire_owned();
+        permit.map_err(|_| Error::Busy {
+            id: self.id().to_string(),
+            reason: "too many execs run in it",
+        })
+    }
+
     fn exec(
         &mut self,
         id: ContainerId,
         request: &ExecRequest,
     ) -> Result<impl Future<Output = Result<ExecOutput, Error>> + std::marker::Send + use<>, Error> {
-        let permit = self.execs.clone().try_acquire_owned().map_err(|_| Error::Busy {
-            id: self.id().to_string(),
-            reason: "too many execs run in it",
-        })?;
+        let permit = self.exec_permit()?;
         let (container, client) = self.running(id)?;
         let template = container.template()?;
         let process = spec::exec_process(&template.spec, &request.command, false)?;

@@ -23,17 +23,20 @@ mod reconcile;
 mod recover;
 mod run;
 mod stop;
+mod streams;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::{ContainerId, ContainerSpec, SandboxId, SandboxRecord, SandboxSpec};
+use holdfast_monitor_api::Sockets;
 use holdfast_monitor_api::message::{ContainerStarted, Exit};
 
 use crate::shared::Shared;
 use crate::waiters::Reply;
-use crate::{Error, ExecOutput, ExecRequest};
+use crate::{Error, ExecOutput, ExecRequest, StreamRequest, Streams, Wanted};
 
 pub(crate) use owner::{Birth, Pod};
 pub(crate) use recover::forsaken;
@@ -75,6 +78,20 @@ pub(crate) enum Command {
         request: ExecRequest,
         reply: Reply<ExecOutput>,
     },
+    StreamExec {
+        id: ContainerId,
+        request: StreamRequest,
+        reply: Reply<Streams>,
+    },
+    Attach {
+        id: ContainerId,
+        wanted: Wanted,
+        reply: Reply<Streams>,
+    },
+    /// Sockets of the pod's network namespace.
+    Sockets {
+        reply: Reply<Sockets>,
+    },
     ReopenLog {
         id: ContainerId,
         reply: Reply<()>,
@@ -91,6 +108,8 @@ impl Command {
             Self::Join { reply, .. } => drop(reply.send(Err(error))),
             Self::CreateContainer { reply, .. } => drop(reply.send(Err(error))),
             Self::Exec { reply, .. } => drop(reply.send(Err(error))),
+            Self::StreamExec { reply, .. } | Self::Attach { reply, .. } => drop(reply.send(Err(error))),
+            Self::Sockets { reply } => drop(reply.send(Err(error))),
             Self::Stop { reply }
             | Self::Remove { reply }
             | Self::StartContainer { reply, .. }
@@ -113,6 +132,8 @@ enum Done {
     /// A signal could not be delivered.
     SignalFailed(ContainerId, Error),
     ContainerRemoved(ContainerId, Vec<String>),
+    /// The last write end of a container's stdin, which an attach that failed had taken.
+    StdinBack(ContainerId, OwnedFd),
     SandboxStopped(Vec<String>),
     SandboxRemoved(Vec<String>),
     /// Nothing to apply.

@@ -461,6 +461,9 @@ impl Pod {
         for exit in &relinked.exits {
             self.on_exit(exit).await;
         }
+        if relinked.replaced || relinked.outcome.is_err() {
+            self.cut_off_attached();
+        }
         match relinked.outcome {
             Ok((link, inventory)) => {
                 if relinked.replaced {
