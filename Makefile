@@ -48,8 +48,8 @@ run: build ## start the server in a scratch directory, run a pod, show it, clean
 
 .PHONY: test-build
 test-build: deps-test monitor pause
-	$(CARGO) build --locked -p holdfast -p holdfast-conformance --bins
-	install -D -t $(TEST) $(TARGET)/debug/holdfast $(TARGET)/debug/holdfast-conformance $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
+	$(CARGO) build --locked -p holdfast -p holdfast-conformance -p holdfast-cni-bad --bins
+	install -D -t $(TEST) $(TARGET)/debug/{holdfast,holdfast-conformance,holdfast-cni-bad} $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
 
 .PHONY: test unit conformance lint
 test: deps-test lint test-build unit conformance ## lints, unit and privileged tests, conformance (root); test-vm is apart

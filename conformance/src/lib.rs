@@ -5,4 +5,6 @@
 
 pub mod builder;
 pub mod cri;
+pub mod hostile;
 pub mod registry;
+pub mod server;

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
-use holdfast_conformance::{builder, cri, registry};
+use holdfast_conformance::{builder, cri, hostile, registry, server};
 use holdfast_testkit::{Leaks, Scope};
 
 use crate::cri::Cri;
 use crate::registry::Registry;
+use crate::server::Server;
 
 #[derive(Parser)]
 #[command(about = "Drives a CRI socket through cases on real images", version)]
@@ -35,15 +36,24 @@ struct Args {
     /// Name of the runtime when it is not holdfast: cases that are known to differ there are reported, not failed
     #[arg(long)]
     peer: Option<String>,
-    /// holdfast's --root; with --state, --daemon, --cgroup and --bridge: check after every case that nothing is left behind
-    #[arg(long, requires_all = ["state", "daemon", "bridge", "cgroup"])]
+    /// holdfast's --root; with --state, --server-pid-file, --cgroup and --bridge: check after every case that nothing is left behind
+    #[arg(long, requires_all = ["state", "server_pid_file", "bridge", "cgroup"])]
     root: Option<PathBuf>,
     /// holdfast's --state
     #[arg(long)]
     state: Option<PathBuf>,
-    /// Pid of holdfast's daemon
+    /// Shell command that becomes the server, for the cases that kill it; without, they do not apply
+    #[arg(long, requires = "server_pid_file")]
+    server_command: Option<String>,
+    /// Holds the server's pid, and is rewritten when a case starts it again
     #[arg(long)]
-    daemon: Option<i32>,
+    server_pid_file: Option<PathBuf>,
+    /// Directory of CNI configurations that the server watches, for the cases with plugins; it finds `holdfast-cni-bad`
+    #[arg(long)]
+    cni_conf_dir: Option<PathBuf>,
+    /// How many bytes a layer may unpack to, where the server has been told
+    #[arg(long)]
+    layer_limit: Option<u64>,
     /// Bridge of holdfast's built-in network
     #[arg(long)]
     bridge: Option<String>,
@@ -65,7 +75,15 @@ pub struct Context {
     images: BTreeMap<&'static str, String>,
     /// A registry that asks for basic authentication, with the image `busybox` as its reference.
     pub private: PrivateImage,
+    server: Option<Server>,
+    cni_conf_dir: Option<PathBuf>,
+    pub layer_limit: Option<u64>,
 }
+
+/// Why a case says nothing about this runtime. No failure; but it is printed and counted.
+#[derive(Debug, thiserror::Error)]
+#[error("does not apply: {0}")]
+pub struct NotApplicable(pub &'static str);
 
 pub struct PrivateImage {
     pub reference: String,
@@ -79,6 +97,20 @@ impl Context {
         self.images
             .get(name)
             .map_or("an-image-that-nobody-made", String::as_str)
+    }
+
+    /// The server, for cases that kill it.
+    pub fn server(&self) -> anyhow::Result<&Server> {
+        self.server.as_ref().ok_or_else(|| {
+            NotApplicable("the server is known by its endpoint alone, and cannot be killed and started (--server-command)").into()
+        })
+    }
+
+    /// The directory of CNI configurations, for cases with a plugin that misbehaves.
+    pub fn cni_conf_dir(&self) -> anyhow::Result<&Path> {
+        self.cni_conf_dir.as_deref().ok_or_else(|| {
+            NotApplicable("the server's CNI configuration cannot be changed (--cni-conf-dir)").into()
+        })
     }
 
     /// Where pods write their logs.
@@ -110,7 +142,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let (open, closed, context) = set_up(&args, scratch.path()).await?;
     let context = Arc::new(context);
 
-    let leaks = match scope(&args) {
+    let mut leaks = match scope(&args)? {
         Some(scope) => {
             // What the first pod makes for all that follow (the parent cgroup, a connection) is no leak.
             cases::warm_up(&context).await?;
@@ -119,15 +151,29 @@ async fn main() -> anyhow::Result<ExitCode> {
         None => None,
     };
 
-    let (mut failed, mut differ, mut passed) = (Vec::new(), 0, 0);
+    let (mut failed, mut differ, mut passed, mut without) = (Vec::new(), 0, 0, 0);
+    let mut daemon = context.server.as_ref().map(Server::pid).transpose()?;
     for case in &cases {
         let start = Instant::now();
-        let limit = Duration::from_secs(args.timeout);
+        let limit = Duration::from_secs(case.limit.unwrap_or(args.timeout).min(args.timeout));
         let result = match tokio::time::timeout(limit, (case.run)(Arc::clone(&context))).await {
             Ok(result) => result,
             Err(_) => Err(anyhow::anyhow!("not finished after {limit:?}")),
         };
+        if let Some(server) = &context.server
+            && !server::alive(server.pid()?)
+        {
+            // The case failed between the end and the start; or the server died, which the case has noticed.
+            server.start(&context.cri).await?;
+        }
         let swept = cases::sweep(&context.cri).await;
+        let now = context.server.as_ref().map(Server::pid).transpose()?;
+        if let (Some(leaks), Some(pid)) = (&mut leaks, now.filter(|_| now != daemon)) {
+            // The case has started another one: its descriptors are counted from here.
+            cases::warm_up(&context).await?;
+            leaks.daemon_is(pid);
+            daemon = now;
+        }
         let swept = match &leaks {
             Some(leaks) => swept.and(nothing_left(leaks).await),
             None => swept,
@@ -137,6 +183,10 @@ async fn main() -> anyhow::Result<ExitCode> {
             Ok(()) => {
                 passed += 1;
                 println!("PASS  {} ({took} ms)", case.name);
+            }
+            Err(error) if error.is::<NotApplicable>() => {
+                without += 1;
+                println!("N/A   {}: {error}", case.name);
             }
             Err(error) => match case.differs.filter(|_| args.peer.is_some()) {
                 Some(why) => {
@@ -152,7 +202,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     }
     drop((open, closed));
     println!(
-        "conformance: {passed} passed, {} failed, {differ} known to differ there",
+        "conformance: {passed} passed, {} failed, {differ} known to differ there, {without} do not apply",
         failed.len()
     );
     for name in &failed {
@@ -167,18 +217,19 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// The objects of the kernel and on disk that belong to the holdfast under test, where the caller says which they are.
-fn scope(args: &Args) -> Option<Scope> {
-    let (Some(root), Some(state), Some(daemon), Some(bridge)) =
-        (&args.root, &args.state, args.daemon, &args.bridge)
+fn scope(args: &Args) -> anyhow::Result<Option<Scope>> {
+    let (Some(root), Some(state), Some(pid_file), Some(bridge)) =
+        (&args.root, &args.state, &args.server_pid_file, &args.bridge)
     else {
-        return None;
+        return Ok(None);
     };
+    let daemon = Server::new(String::new(), pid_file.clone()).pid()?;
     let scope = Scope::new(root, state).daemon(daemon).bridge(bridge);
-    Some(
+    Ok(Some(
         args.cgroup
             .iter()
             .fold(scope, |scope, cgroup| scope.cgroup(cgroup)),
-    )
+    ))
 }
 
 /// Namespaces and interfaces die a little after the call that let them go.
@@ -213,8 +264,15 @@ async fn set_up(args: &Args, scratch: &Path) -> anyhow::Result<(Registry, Regist
         .push("private/busybox:1", &small)
         .await?;
     let cri = Cri::connect(&args.runtime_endpoint).await?;
+    let server = match (&args.server_command, &args.server_pid_file) {
+        (Some(command), Some(file)) => Some(Server::new(command.clone(), file.clone())),
+        _ => None,
+    };
     let context = Context {
         cri,
+        server,
+        cni_conf_dir: args.cni_conf_dir.clone(),
+        layer_limit: args.layer_limit,
         scratch: scratch.to_owned(),
         images,
         private: PrivateImage {

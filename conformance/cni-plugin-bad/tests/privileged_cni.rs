@@ -204,6 +204,24 @@ fn whatever_add_does_the_error_is_clear_and_all_is_undone() {
 }
 
 #[test]
+fn a_plugin_that_is_not_there_leaves_nothing_to_undo() {
+    let bad = Bad::new();
+    block_on(async {
+        let list = json!({"cniVersion": "1.0.0", "name": "absent",
+            "plugins": [{"type": "holdfast-cni-bad", "journal": bad.journal}, {"type": "no-such-plugin"}]});
+        configure(&bad.host, "10-bad.conflist", &list.to_string());
+        let network = bad.open();
+        let error = bad.setup(&network, 1).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::PluginMissing { plugin, .. } if plugin == "no-such-plugin"),
+            "{error}"
+        );
+        assert_eq!(network.draining(), Vec::<String>::new());
+        assert!(!bad.journal.exists(), "the plugin before it was called");
+    });
+}
+
+#[test]
 fn a_child_that_holds_the_pipes_does_not_hold_the_pod() {
     let bad = Bad::new();
     block_on(async {

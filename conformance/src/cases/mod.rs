@@ -1,6 +1,8 @@
 //! The cases. Each gets a running socket and leaves no pod behind; what it leaves is swept and counts as a failure.
 
+mod bad_images;
 mod bad_input;
+mod bad_network;
 mod containers;
 mod events;
 mod exec;
@@ -10,6 +12,7 @@ mod network;
 mod pods;
 mod security;
 mod stream_lists;
+mod survival;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -29,29 +32,32 @@ pub struct Case {
     pub run: Run,
     /// Why a peer is known to fail this case, with the text of the specification that it differs from.
     pub differs: Option<&'static str>,
+    /// Seconds, where the suite's limit is too long.
+    pub limit: Option<u64>,
 }
 
-/// `cases![module; function, other => "why a peer differs", …]`
+/// `cases![module; function, other => "why a peer differs", third within 20 => "why", …]`; `within` is in seconds.
 macro_rules! cases {
-    ($module:literal; $($function:ident $(=> $why:literal)?),* $(,)?) => {
+    ($module:literal; $($function:ident $(within $limit:literal)? $(=> $why:literal)?),* $(,)?) => {
         pub fn all() -> Vec<$crate::cases::Case> {
             vec![$($crate::cases::Case {
                 name: concat!($module, "::", stringify!($function)),
                 run: |context| Box::pin($function(context)),
-                differs: $crate::cases::why!($($why)?),
+                differs: $crate::cases::given!($($why)?),
+                limit: $crate::cases::given!($($limit)?),
             }),*]
         }
     };
 }
-macro_rules! why {
+macro_rules! given {
     () => {
         None
     };
-    ($why:literal) => {
-        Some($why)
+    ($value:literal) => {
+        Some($value)
     };
 }
-pub(crate) use {cases, why};
+pub(crate) use {cases, given};
 
 pub fn all() -> Vec<Case> {
     [
@@ -65,6 +71,9 @@ pub fn all() -> Vec<Case> {
         bad_input::all(),
         events::all(),
         stream_lists::all(),
+        bad_images::all(),
+        bad_network::all(),
+        survival::all(),
     ]
     .into_iter()
     .flatten()
@@ -80,11 +89,7 @@ pub async fn warm_up(context: &Context) -> anyhow::Result<()> {
 
 /// Removes every pod; an error names those that a case left behind.
 pub async fn sweep(cri: &Cri) -> anyhow::Result<()> {
-    let left = cri.pods(None).await?;
-    for pod in &left {
-        cri.stop_pod(&pod.id).await?;
-        cri.remove_pod(&pod.id).await?;
-    }
+    let left = sweep_all(cri).await?;
     let containers = cri.containers(None).await?;
     if let Some(orphan) = containers.first() {
         bail!("container {} outlived its pod", orphan.id);
@@ -93,6 +98,16 @@ pub async fn sweep(cri: &Cri) -> anyhow::Result<()> {
         bail!("the case left pod {} behind", pod.id);
     }
     Ok(())
+}
+
+/// Stops and removes what is there; what it was.
+pub async fn sweep_all(cri: &Cri) -> anyhow::Result<Vec<cri::PodSandbox>> {
+    let left = cri.pods(None).await?;
+    for pod in &left {
+        cri.stop_pod(&pod.id).await?;
+        cri.remove_pod(&pod.id).await?;
+    }
+    Ok(left)
 }
 
 /// A pod that is removed by `end`, with the configuration that made it.

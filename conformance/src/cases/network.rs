@@ -23,7 +23,13 @@ cases!["network";
     loopback_is_up,
 ];
 
-fn ports(config: &mut cri::PodSandboxConfig, protocol: cri::Protocol, inside: i32, host: i32, host_ip: &str) {
+pub fn ports(
+    config: &mut cri::PodSandboxConfig,
+    protocol: cri::Protocol,
+    inside: i32,
+    host: i32,
+    host_ip: &str,
+) {
     config.port_mappings.push(cri::PortMapping {
         protocol: protocol.into(),
         container_port: inside,
@@ -32,7 +38,7 @@ fn ports(config: &mut cri::PodSandboxConfig, protocol: cri::Protocol, inside: i3
     });
 }
 
-async fn address(c: &Context, pod: &Pod) -> anyhow::Result<IpAddr> {
+pub async fn address(c: &Context, pod: &Pod) -> anyhow::Result<IpAddr> {
     let status = c.cri.pod_status(&pod.id).await?;
     let ip = status.network.context("no network in the status")?.ip;
     ip.parse().with_context(|| format!("pod address {ip:?}"))
@@ -74,7 +80,7 @@ async fn pods_reach_each_other(c: Arc<Context>) -> anyhow::Result<()> {
 }
 
 /// Connects until something answers, for at most five seconds.
-fn ask(address: &str) -> anyhow::Result<String> {
+pub fn ask(address: &str) -> anyhow::Result<String> {
     let mut last = None;
     for _ in 0..50 {
         match TcpStream::connect_timeout(&address.parse()?, Duration::from_secs(1)) {

@@ -194,6 +194,8 @@ impl Shared {
                 network: list.name.clone(),
             });
         };
+        // Before the record: a plugin that was never there could not be asked to undo anything, and would be for ever.
+        self.executor.require(list)?;
         let attachment = cni::Attachment::new(&pod, list, netns_path);
         let mut record = PodRecord::new(&pod, Backend::Cni(attachment.clone()));
         self.book.reserve(&record)?;

@@ -126,6 +126,15 @@ impl Blob {
         let began = Instant::now();
         let read = body.chunk(limits.stall).await;
         self.waited += began.elapsed();
+        let read = read.map_err(|fault| match fault {
+            Fault::Http { .. } => Fault::Broken {
+                what: self.name(),
+                got: self.position,
+                expected: self.size,
+                source: Box::new(fault),
+            },
+            other => other,
+        });
         let Some(mut bytes) = read? else {
             if self.position < self.size || self.skip > 0 {
                 return Err(Fault::Truncated {

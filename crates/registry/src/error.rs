@@ -157,6 +157,15 @@ pub enum Fault {
     },
     #[error("{what} ended after {got} of {expected} bytes")]
     Truncated { what: String, got: u64, expected: u64 },
+    /// As `Truncated`, where the connection says so.
+    #[error("{what} broke off after {got} of {expected} bytes")]
+    Broken {
+        what: String,
+        got: u64,
+        expected: u64,
+        #[source]
+        source: Box<Fault>,
+    },
     #[error("{what} is longer than its {expected} bytes")]
     TooLong { what: String, expected: u64 },
     #[error("{what} is announced with {announced} bytes, {expected} were expected")]
@@ -187,7 +196,8 @@ impl Fault {
                 ..
             }
             | Self::Token { source: None, .. } => Kind::Denied,
-            Self::Token {
+            Self::Broken { source: inner, .. }
+            | Self::Token {
                 source: Some(inner), ..
             } => inner.kind(),
             Self::Status {
@@ -208,7 +218,8 @@ impl Fault {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
-            Self::Token {
+            Self::Broken { source: inner, .. }
+            | Self::Token {
                 source: Some(inner), ..
             } => inner.retry_after(),
             _ => None,
@@ -236,7 +247,8 @@ impl Fault {
                     io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe
                 )
             }
-            Self::Token {
+            Self::Broken { source: inner, .. }
+            | Self::Token {
                 source: Some(inner), ..
             } => inner.is_transient(),
             _ => false,

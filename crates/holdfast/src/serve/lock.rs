@@ -3,12 +3,18 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-/// Held until dropped, and by the kernel not a moment longer than we live.
+/// A daemon that was killed holds the lock until the last of its threads is gone, and so does a child that it was about to
+/// execute: that long, a restart waits.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Held until dropped, and by the kernel not much longer than we live.
 pub fn take(root: &Path) -> Result<Flock<File>> {
     let path = root.join("lock");
     let shown = path.display();
@@ -19,7 +25,7 @@ pub fn take(root: &Path) -> Result<Flock<File>> {
         .truncate(false)
         .open(&path)
         .with_context(|| format!("cannot open the lock {shown}"))?;
-    let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let mut file = match patiently(file) {
         Ok(file) => file,
         Err((mut file, Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
@@ -40,6 +46,17 @@ pub fn take(root: &Path) -> Result<Flock<File>> {
     Ok(file)
 }
 
+fn patiently(mut file: File) -> Result<Flock<File>, (File, Errno)> {
+    let begin = Instant::now();
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((back, Errno::EWOULDBLOCK)) if begin.elapsed() < PATIENCE => file = back,
+            done => return done,
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -54,7 +71,11 @@ mod tests {
             error.contains(&format!("process {}", std::process::id())),
             "{error}"
         );
-        drop(first);
+        let soon = std::thread::spawn(move || {
+            std::thread::sleep(PATIENCE / 5);
+            drop(first);
+        });
         take(dir.path()).unwrap();
+        soon.join().unwrap();
     }
 }

@@ -148,6 +148,14 @@ impl Executor {
         &self.dirs
     }
 
+    /// An error when a plugin of the list is not there.
+    pub(crate) fn require(&self, list: &NetworkList) -> Result<()> {
+        for plugin in &list.plugins {
+            exec::find(&self.dirs, &plugin.kind, &list.name)?;
+        }
+        Ok(())
+    }
+
     /// ADD of each plugin in order, each with the result of the one before.
     pub(crate) async fn add(&self, record: &PodRecord, attachment: &Attachment) -> Result<Added> {
         let list = &attachment.list;
