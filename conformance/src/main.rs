@@ -146,7 +146,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         Some(scope) => {
             // What the first pod makes for all that follow (the parent cgroup, a connection) is no leak.
             cases::warm_up(&context).await?;
-            Some(Leaks::snapshot(&scope))
+            Some(settled(&scope).await)
         }
         None => None,
     };
@@ -230,6 +230,18 @@ fn scope(args: &Args) -> anyhow::Result<Option<Scope>> {
             .iter()
             .fold(scope, |scope, cgroup| scope.cgroup(cgroup)),
     ))
+}
+
+/// What there is once the first pod's interface and addresses have gone.
+async fn settled(scope: &Scope) -> Leaks {
+    for _ in 0..20 {
+        let leaks = Leaks::snapshot(scope);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        if leaks.differences().is_empty() {
+            return leaks;
+        }
+    }
+    Leaks::snapshot(scope)
 }
 
 /// Namespaces and interfaces die a little after the call that let them go.

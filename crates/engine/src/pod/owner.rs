@@ -213,6 +213,10 @@ impl Pod {
             .views
             .sandboxes
             .set(self.id(), self.record.clone());
+        // As with a container: what is written after the removal would stay.
+        if self.removal_running {
+            return Ok(());
+        }
         self.context.shared.disk.put_sandbox(self.record.clone()).await
     }
 
