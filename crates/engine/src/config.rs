@@ -85,6 +85,8 @@ pub struct Config {
     /// Where pods that ask for the node's name resolution find it.
     pub host_resolv_conf: PathBuf,
     pub handlers: Vec<Handler>,
+    /// Keep a monitor started for the next pod.
+    pub spare_monitor: bool,
     /// How long a finished create waits for its caller to come back.
     pub unclaimed_after: Duration,
 }
@@ -108,6 +110,7 @@ impl Config {
                     name: "holdfast".into(),
                 },
             ],
+            spare_monitor: true,
             unclaimed_after: bounds::UNCLAIMED,
         }
     }

@@ -73,6 +73,24 @@ impl Disk {
             .await
     }
 
+    /// Writes the record, then does `next`, in one go: each change of thread costs more than the work.
+    pub(crate) async fn put_container_then<T: Send + 'static>(
+        &self,
+        record: Arc<ContainerRecord>,
+        next: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let store = self.containers.clone();
+        self.blocking(move || {
+            let id = record.id;
+            let put = store.put(id.as_str(), &Stored(record));
+            put.map(|()| next()).map_err(|source| Error::Record {
+                id: id.to_string(),
+                source: Box::new(source),
+            })
+        })
+        .await
+    }
+
     pub(crate) async fn put_container(&self, record: Arc<ContainerRecord>) -> Result<(), Error> {
         let store = self.containers.clone();
         let id = record.id;
@@ -80,7 +98,7 @@ impl Disk {
             .await
     }
 
-    /// Removes the record after `first` has succeeded, in one go: each change of thread costs more than the work.
+    /// Removes the record after `first` has succeeded, in one go.
     pub(crate) async fn remove_sandbox(
         &self,
         id: &SandboxId,
@@ -117,7 +135,10 @@ impl Disk {
         .await
     }
 
-    async fn blocking(&self, work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let gone = || Error::Internal {
             what: "the runtime is shutting down".into(),
         };

@@ -19,6 +19,7 @@ mod names;
 mod pod;
 mod recover;
 mod shared;
+mod spare;
 pub mod spec;
 mod streams;
 mod types;

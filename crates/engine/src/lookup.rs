@@ -10,7 +10,7 @@ use holdfast_images::{Image, ImageId, Images};
 use holdfast_model::{ContainerSpec, Invalid, SecurityProfile};
 
 use crate::config::bounds;
-use crate::spec::{GrantedDevice, HostDevice, HostFacts, ImageDefaults, Seccomp};
+use crate::spec::{self, GrantedDevice, HostDevice, HostFacts, ImageDefaults, Seccomp};
 use crate::{Error, shared};
 
 /// Images whose passwd and group are remembered.
@@ -24,6 +24,8 @@ pub(crate) struct Identity {
     pub defaults: ImageDefaults,
     pub passwd: Option<Vec<u8>>,
     pub group: Option<Vec<u8>>,
+    /// Paths that the image declares as volumes, cleaned.
+    pub volumes: Vec<String>,
 }
 
 #[derive(Default)]
@@ -62,6 +64,7 @@ fn read_identity(images: &Images, image: &Image) -> Result<Identity, Error> {
             })
     };
     let mut defaults = ImageDefaults::default();
+    let mut volumes = Vec::new();
     if let Some(config) = image.config.config() {
         defaults.entrypoint = config.entrypoint().clone().unwrap_or_default();
         defaults.cmd = config.cmd().clone().unwrap_or_default();
@@ -69,11 +72,13 @@ fn read_identity(images: &Images, image: &Image) -> Result<Identity, Error> {
         defaults.user = config.user().clone().unwrap_or_default();
         defaults.working_dir = config.working_dir().clone().unwrap_or_default();
         defaults.stop_signal = config.stop_signal().clone().unwrap_or_default();
+        volumes = spec::declared_volumes(config.volumes().as_deref().unwrap_or_default());
     }
     Ok(Identity {
         defaults,
         passwd: read("/etc/passwd")?,
         group: read("/etc/group")?,
+        volumes,
     })
 }
 

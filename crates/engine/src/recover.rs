@@ -17,6 +17,7 @@ use crate::lookup::{self, Identities};
 use crate::names::Names;
 use crate::pod::{Birth, Pod, forsaken};
 use crate::shared::{Pods, Shared, blocking};
+use crate::spare::Spare;
 use crate::view::Views;
 use crate::{Config, Error};
 
@@ -42,6 +43,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
     for text in &damaged {
         error!("damaged record: {text}");
     }
+    let spare = Spare::new(config.monitor_program(), config.spare_monitor);
     let shared = Arc::new(Shared {
         config,
         images,
@@ -55,6 +57,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         events: broadcast::Sender::new(bounds::EVENTS),
         boot_id,
         identities: Identities::default(),
+        spare,
         discards: Semaphore::new(bounds::DISCARDS),
     });
     let known: BTreeSet<SandboxId> = sandboxes.iter().map(|record| record.id).collect();
@@ -207,7 +210,8 @@ async fn sweep_snapshots(shared: &Arc<Shared>) {
         .map(|record| record.id.to_string())
         .collect();
     for key in shared.images.snapshots() {
-        if known.contains(&key) {
+        // Of an image among a container's mounts: `<id>.<n>`.
+        if known.contains(key.split('.').next().unwrap_or_default()) {
             continue;
         }
         info!(snapshot = key, "belongs to no container: it is discarded");

@@ -1,7 +1,7 @@
 //! What every pod's owner and every call share.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use holdfast_cgroups::Hierarchy;
@@ -14,6 +14,7 @@ use crate::disk::Disk;
 use crate::lookup::Identities;
 use crate::names::Names;
 use crate::pod::Command;
+use crate::spare::Spare;
 use crate::spec::HostFacts;
 use crate::view::Views;
 use crate::{Config, Error, Event};
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub events: broadcast::Sender<Event>,
     pub boot_id: String,
     pub identities: Identities,
+    pub spare: Arc<Spare>,
     /// Discards of root file systems at a time.
     pub discards: Semaphore,
 }

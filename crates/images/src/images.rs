@@ -11,7 +11,8 @@ use crate::places::Places;
 use crate::pull::PullRequest;
 use crate::snapshot::{PrepareOptions, Snapshot, Snapshots};
 use crate::state::State;
-use crate::{Config, Error, FsInfo, Image, ImageId, Result, archive, inflight, merged, snapshot};
+use crate::volume::{DeclaredVolume, Volume};
+use crate::{Config, Error, FsInfo, Image, ImageId, Result, archive, inflight, merged, snapshot, volume};
 
 /// The images and snapshots below one root directory. Cheap to clone; one process at a time can have a root open.
 ///
@@ -135,9 +136,34 @@ impl Images {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::SnapshotExists`], [`Error::SnapshotKey`] or [`Error::Io`]; nothing is left then.
-    pub async fn prepare(&self, key: &str, image: &ImageId, options: PrepareOptions) -> Result<Snapshot> {
+    pub fn prepare(&self, key: &str, image: &ImageId, options: &PrepareOptions) -> Result<Snapshot> {
+        snapshot::prepare(&self.shared, key, image, options)
+    }
+
+    /// Keeps the layers of `image` for a volume, under a key like that of a snapshot ([`Images::discard`] ends it), and says
+    /// where `sub_path` of it is; empty: the whole image.
+    ///
+    /// # Errors
+    /// As [`Images::prepare`], and [`Error::FilePath`] where the image has no such path.
+    pub async fn volume(&self, key: &str, image: &ImageId, sub_path: &str) -> Result<Volume> {
+        let (key, image, path) = (key.to_owned(), image.clone(), sub_path.to_owned());
+        self.blocking(move |shared| snapshot::volume(shared, &key, &image, &path))
+            .await
+    }
+
+    /// Makes what the volumes that `image` declares at `paths` need, inside the snapshot of `key`, which is there already.
+    ///
+    /// # Errors
+    /// [`Error::FilePath`] where one is a file in the image, or [`Error::Io`].
+    pub async fn declared_volumes(
+        &self,
+        key: &str,
+        image: &ImageId,
+        paths: Vec<String>,
+        options: PrepareOptions,
+    ) -> Result<Vec<DeclaredVolume>> {
         let (key, image) = (key.to_owned(), image.clone());
-        self.blocking(move |shared| snapshot::prepare(shared, &key, &image, &options))
+        self.blocking(move |shared| volume::declared(shared, &key, &image, &paths, &options))
             .await
     }
 

@@ -7,7 +7,8 @@
 //! images/content/blobs/…      manifests, indexes and configs by digest; compressed layers are NOT kept
 //! images/l/<number>/          one unpacked layer, ready to be an overlay lower; short, since mount options are
 //! images/tmp/                 what is being unpacked or removed; emptied at open
-//! snapshots/<key>/{upper,work} the writable part of one container (no fsync)
+//! images/empty/               an empty directory, for overlays that lack a layer
+//! snapshots/<key>/{upper,work} the writable part of one container (no fsync), with volume<n>/{upper,work} of what its image declares
 //! records/snapshots/<key>     which layers that container uses
 //! ```
 //!
@@ -50,6 +51,7 @@ mod snapshot;
 mod state;
 mod tar;
 mod unpack;
+mod volume;
 
 pub use config::{Config, Limits};
 pub use error::{Error, Kind};
@@ -59,6 +61,7 @@ pub use inflight::Progress;
 pub use pull::PullRequest;
 pub use snapshot::{IdMap, PrepareOptions, Snapshot};
 pub use tar::TarError;
+pub use volume::{DeclaredVolume, Volume};
 
 /// Result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,5 +1,6 @@
 //! Where things are below the root directory.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,6 +14,8 @@ use crate::{Error, Result};
 pub(crate) struct Places {
     pub images: PathBuf,
     pub layers: PathBuf,
+    /// An empty directory that anyone may read.
+    pub empty: PathBuf,
     pub tmp: PathBuf,
     pub blobs: PathBuf,
     pub snapshots: PathBuf,
@@ -24,6 +27,7 @@ impl Places {
         let images = root.join("images");
         let places = Self {
             layers: images.join("l"),
+            empty: images.join("empty"),
             tmp: images.join("tmp"),
             blobs: images.join("content/blobs"),
             snapshots: root.join("snapshots"),
@@ -43,6 +47,12 @@ impl Places {
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.map_err(|e| Error::io("make", dir, e))?;
         }
+        let empty = &places.empty;
+        if !empty.exists() {
+            std::fs::create_dir(empty).map_err(|e| Error::io("make", empty, e))?;
+        }
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(empty, open).map_err(|e| Error::io("change the mode of", empty, e))?;
         spread(&places.tmp);
         Ok(places)
     }

@@ -1,18 +1,17 @@
 //! The writable part of a container over the layers of its image. Pod state: no fsync anywhere here.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use holdfast_registry::Digest;
 use holdfast_store::{Record, Records};
-use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
 use crate::images::Shared;
 use crate::places::Places;
-use crate::{Error, ImageId, Result, remove};
+use crate::{Error, ImageId, Result, remove, volume};
 
 /// What the launcher mounts as a container's root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +117,30 @@ pub(crate) fn prepare(
     image: &ImageId,
     options: &PrepareOptions,
 ) -> Result<Snapshot> {
+    let record = reserve(shared, key, image)?;
+    let made = shared
+        .snapshots
+        .records
+        .put(key, &record)
+        .map_err(Error::from)
+        .and_then(|()| build(shared, key, &record, options));
+    take_back(shared, key, made)
+}
+
+/// Keeps the layers of an image that is a volume, and says where it, or `sub_path` of it, is. [`discard`] ends that.
+pub(crate) fn volume(shared: &Shared, key: &str, image: &ImageId, sub_path: &str) -> Result<volume::Volume> {
+    let record = reserve(shared, key, image)?;
+    let made = shared
+        .snapshots
+        .records
+        .put(key, &record)
+        .map_err(Error::from)
+        .and_then(|()| volume::of_image(shared, image, sub_path));
+    take_back(shared, key, made)
+}
+
+/// Takes the key, and the image's layers out of the reach of collection.
+fn reserve(shared: &Shared, key: &str, image: &ImageId) -> Result<SnapshotRecord> {
     if key.is_empty()
         || key.starts_with('.')
         || !key
@@ -134,20 +157,16 @@ pub(crate) fn prepare(
     if known.contains_key(key) {
         return Err(Error::SnapshotExists { key: key.to_owned() });
     }
-    // From here on collection leaves the layers alone.
     let layers = shared.state.hold_image(key, image)?;
     let record = SnapshotRecord {
         image: image.clone(),
         layers,
     };
     known.insert(key.to_owned(), Some(record.clone()));
-    drop(known);
-    let made = shared
-        .snapshots
-        .records
-        .put(key, &record)
-        .map_err(Error::from)
-        .and_then(|()| build(shared, key, &record, options));
+    Ok(record)
+}
+
+fn take_back<T>(shared: &Shared, key: &str, made: Result<T>) -> Result<T> {
     made.inspect_err(|_| {
         if let Err(error) = discard(shared, key) {
             tracing::warn!(snapshot = key, %error, "a snapshot that could not be made could not be removed either");
@@ -215,20 +234,7 @@ fn build(shared: &Shared, key: &str, record: &SnapshotRecord, options: &PrepareO
     make(&snapshot.work, 0o700)?;
     make(&snapshot.upper, 0o700)?;
     // The upper's root is the container's `/`: it looks like that of the image.
-    let top = &snapshot.lowers[0];
-    let stat = rustix::fs::stat(top).map_err(|e| Error::io("read", top, e))?;
-    let (uid, gid) = (
-        mapped(stat.st_uid, &options.uid_maps),
-        mapped(stat.st_gid, &options.gid_maps),
-    );
-    rustix::fs::chown(
-        &snapshot.upper,
-        Some(Uid::from_raw(uid)),
-        Some(Gid::from_raw(gid)),
-    )
-    .map_err(|e| Error::io("change the owner of", &snapshot.upper, e))?;
-    let mode = std::fs::Permissions::from_mode(stat.st_mode & 0o7777);
-    std::fs::set_permissions(&snapshot.upper, mode).map_err(io("change the mode of", &snapshot.upper))?;
+    volume::look_like(&snapshot.upper, &snapshot.lowers[0], options)?;
     Ok(snapshot)
 }
 
@@ -246,7 +252,7 @@ fn describe(shared: &Shared, key: &str, record: &SnapshotRecord) -> Result<Snaps
 }
 
 /// The id outside the user namespace; ids without a mapping, and all of them without a namespace, stay.
-fn mapped(id: u32, maps: &[IdMap]) -> u32 {
+pub(crate) fn mapped(id: u32, maps: &[IdMap]) -> u32 {
     let map = maps
         .iter()
         .find(|m| id.checked_sub(m.container).is_some_and(|offset| offset < m.count));

@@ -228,8 +228,7 @@ async fn removal_takes_all_names_and_keeps_what_others_use() {
     }
     let snapshot = root
         .images
-        .prepare("pod", &one.id(), holdfast_images::PrepareOptions::default())
-        .await
+        .prepare("pod", &one.id(), &holdfast_images::PrepareOptions::default())
         .unwrap();
     root.images.remove(&registry.reference("app:b")).await.unwrap();
     assert!(root.images.get(&registry.reference("app:a")).is_none());
@@ -425,7 +424,7 @@ async fn snapshots_look_like_the_root_of_their_image() {
         uid_maps: map(100_000),
         gid_maps: map(200_000),
     };
-    let mapped = root.images.prepare("userns", &id, options).await.unwrap();
+    let mapped = root.images.prepare("userns", &id, &options).unwrap();
     let plain = root.snapshot(&id).await;
     for (snapshot, owner) in [(&mapped, (100_010, 200_020)), (&plain, (10, 20))] {
         let meta = std::fs::metadata(&snapshot.upper).unwrap();
@@ -434,21 +433,18 @@ async fn snapshots_look_like_the_root_of_their_image() {
     }
     let again = root
         .images
-        .prepare("userns", &id, holdfast_images::PrepareOptions::default())
-        .await;
+        .prepare("userns", &id, &holdfast_images::PrepareOptions::default());
     assert!(matches!(again, Err(Error::SnapshotExists { .. })));
     for key in ["", "..", "a/b", ".x", "nul\0"] {
         let made = root
             .images
-            .prepare(key, &id, holdfast_images::PrepareOptions::default())
-            .await;
+            .prepare(key, &id, &holdfast_images::PrepareOptions::default());
         assert!(matches!(made, Err(Error::SnapshotKey { .. })), "{key:?}");
     }
     let unknown = Digest::sha256(b"unknown");
     let made = root
         .images
-        .prepare("k", &unknown, holdfast_images::PrepareOptions::default())
-        .await;
+        .prepare("k", &unknown, &holdfast_images::PrepareOptions::default());
     assert!(matches!(made, Err(Error::NotFound { .. })));
     assert_eq!(root.images.snapshots().len(), 2);
 }

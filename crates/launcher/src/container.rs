@@ -106,8 +106,6 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let resources = linux.resources().as_ref();
     let mut place = Place::create(plan.hierarchy, &plan.cgroup, resources, &mut parts.warnings)?;
 
-    // What lies on the host is opened in the host's mount namespace.
-    let root = open_rootfs(&plan.rootfs, proc, mapping.as_ref())?;
     let making = Making {
         mapping: mapping.as_ref(),
         cgroup: place.cgroup(),
@@ -115,7 +113,18 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         proc,
         pod_shm: pod.ipc.is_some(),
     };
-    let mut prepared = making.of_host(std::mem::take(&mut parts.entries))?;
+    // What lies on the host is opened in the host's mount namespace.
+    let open_root = || open_rootfs(&plan.rootfs, proc, mapping.as_ref());
+    let entries = std::mem::take(&mut parts.entries);
+    let (root, mut prepared) = if mapping.is_none() {
+        // The root first: mountinfo is sorted by age, and programs read its first line as `/`.
+        (open_root()?, making.of_host(entries)?)
+    } else {
+        // With id maps an overlay is made in a copy of that namespace, which lacks the peer groups that binds may need.
+        let prepared = making.of_host(entries)?;
+        (open_root()?, prepared)
+    };
+    making.overlays(&mut prepared)?;
     let whole_proc = mapping.is_some().then(Procfs::of_host).transpose()?;
     if let Some(score) = parts.process.oom_score_adj() {
         set_oom_score(score, plan.clamp_privileges, proc, &mut parts.warnings)?;
@@ -219,8 +228,7 @@ fn open_rootfs(rootfs: &Rootfs, proc: &Procfs, mapping: Option<&Mapping<'_>>) ->
             options,
         } => Overlay {
             lowers,
-            upper,
-            work,
+            upper: Some((upper, work)),
             options,
         }
         .mount(proc, mapping),

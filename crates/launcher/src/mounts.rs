@@ -17,6 +17,7 @@ use rustix::mount::{
 
 use crate::fault::{Context, Fault, Result};
 use crate::options::Options;
+use crate::overlay::Overlay;
 use crate::place::{self, Root, Want, attach, is_dir};
 use crate::procfs::{Procfs, is_procfs};
 use crate::userns::Mapping;
@@ -40,14 +41,71 @@ pub(crate) enum Kind {
     PodShm,
     Proc,
     Cgroup,
+    /// An image, or what an image declares as a volume.
+    Overlay(Layers),
     /// The file systems that are made for this container: `sysfs`, `tmpfs`, `mqueue`, `devpts`.
     New(&'static str),
+}
+
+/// The directories of an overlay among the mounts.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Layers {
+    lowers: Vec<PathBuf>,
+    upper: Option<(PathBuf, PathBuf)>,
+    options: Vec<String>,
+}
+
+impl Layers {
+    /// Takes the overlay's own options: `lowerdir=` with `:` between the directories (`\:` is one in a name), as
+    /// mount(8) has it.
+    fn take(data: Vec<(String, Option<String>)>) -> Option<Self> {
+        let (mut lowers, mut upper, mut work, mut options) = (Vec::new(), None, None, Vec::new());
+        for (key, value) in data {
+            match (key.as_str(), value) {
+                ("lowerdir", Some(value)) => lowers = split_layers(&value),
+                ("upperdir", Some(value)) => upper = Some(PathBuf::from(value)),
+                ("workdir", Some(value)) => work = Some(PathBuf::from(value)),
+                (_, None) => options.push(key),
+                (_, Some(value)) => options.push(format!("{key}={value}")),
+            }
+        }
+        let absolute = |path: &PathBuf| path.is_absolute();
+        let upper = match (upper, work) {
+            (Some(upper), Some(work)) if absolute(&upper) && absolute(&work) => Some((upper, work)),
+            (None, None) => None,
+            _ => return None,
+        };
+        (!lowers.is_empty() && lowers.iter().all(absolute)).then_some(Self {
+            lowers,
+            upper,
+            options,
+        })
+    }
+}
+
+fn split_layers(text: &str) -> Vec<PathBuf> {
+    let mut parts = vec![String::new()];
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        let letter = match letter {
+            ':' => {
+                parts.push(String::new());
+                continue;
+            }
+            '\\' => letters.next().unwrap_or(letter),
+            other => other,
+        };
+        if let Some(last) = parts.last_mut() {
+            last.push(letter);
+        }
+    }
+    parts.into_iter().map(PathBuf::from).collect()
 }
 
 impl Entry {
     pub fn parse(mount: &Mount) -> Result<Self> {
         let destination = place::destination(mount.destination())?;
-        let options = Options::parse(mount.options().as_deref().unwrap_or_default());
+        let mut options = Options::parse(mount.options().as_deref().unwrap_or_default());
         let kind = mount.typ().as_deref().unwrap_or_default();
         let source = mount.source().clone().unwrap_or_default();
         let kind = match kind {
@@ -64,6 +122,15 @@ impl Entry {
             },
             "proc" => Kind::Proc,
             "cgroup" | "cgroup2" => Kind::Cgroup,
+            "overlay" => {
+                let layers = Layers::take(std::mem::take(&mut options.data));
+                Kind::Overlay(layers.ok_or_else(|| {
+                    Fault::invalid(format!(
+                        "the overlay at {} needs absolute paths: lowerdir, and both or none of upperdir and workdir",
+                        destination.display()
+                    ))
+                })?)
+            }
             "sysfs" => Kind::New("sysfs"),
             "tmpfs" => Kind::New("tmpfs"),
             "mqueue" => Kind::New("mqueue"),
@@ -139,13 +206,35 @@ impl Making<'_> {
                 cgroups = Some(cgroupfs::Tree::open(self.cgroup, self.private_cgroups)?);
                 None
             }
-            Kind::PodShm | Kind::Proc | Kind::New(_) => None,
+            Kind::PodShm | Kind::Proc | Kind::Overlay(_) | Kind::New(_) => None,
         };
         Ok(Prepared {
             entry,
             mount,
             cgroups,
         })
+    }
+
+    /// Overlays. With id maps the process is in another mount namespace afterwards, hence after everything else of the
+    /// host.
+    pub fn overlays(&self, prepared: &mut [Prepared]) -> Result<()> {
+        for one in prepared {
+            let Kind::Overlay(layers) = &one.entry.kind else {
+                continue;
+            };
+            let overlay = Overlay {
+                lowers: &layers.lowers,
+                upper: layers.upper.as_ref().map(|(upper, work)| (&**upper, &**work)),
+                options: &layers.options,
+            };
+            let mount = overlay.mount(self.proc, self.mapping).map_err(|mut fault| {
+                fault.message = format!("{}: {}", one.entry.what(), fault.message);
+                fault
+            })?;
+            bind::dress(mount.as_fd(), &one.entry, self.mapping)?;
+            one.mount = Some(mount);
+        }
+        Ok(())
     }
 
     /// The second half, once the pod's namespaces are joined: file systems that show them. `shm` is the pod's.

@@ -14,7 +14,8 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, fstat, open};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags,
-    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, mount_change, open_tree,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
+    mount_change, open_tree, unmount,
 };
 
 use crate::error::Kind;
@@ -31,9 +32,10 @@ const LAYER_LIMIT: usize = 500;
 /// An overlay to be.
 #[derive(Debug)]
 pub(crate) struct Overlay<'a> {
+    /// Uppermost first; two at least where there is no upper directory.
     pub lowers: &'a [PathBuf],
-    pub upper: &'a Path,
-    pub work: &'a Path,
+    /// The upper and the work directory. `None`: nothing can be written.
+    pub upper: Option<(&'a Path, &'a Path)>,
     pub options: &'a [String],
 }
 
@@ -52,8 +54,8 @@ impl Overlay<'_> {
             Some(mapping) => self.mapped_lowers(mapping)?,
         };
         let names = Names::open(self, &lowers, proc)?;
-        if let Some(mapping) = mapping {
-            own_by_container(names.upper.as_fd(), self.upper, mapping)?;
+        if let (Some(mapping), Some((path, _)), Some((upper, _))) = (mapping, self.upper, &names.upper) {
+            own_by_container(upper.as_fd(), path, mapping)?;
         }
         if let Some(mount) = self.by_context(&names)? {
             return Ok(mount);
@@ -88,9 +90,11 @@ impl Overlay<'_> {
                 }
             }
         }
-        for (key, fd) in [("upperdir", &names.upper), ("workdir", &names.work)] {
-            let name = fd.as_raw_fd().to_string();
-            fsconfig_set_string(context.as_fd(), key, name.as_str()).map_err(fail)?;
+        if let Some((upper, work)) = &names.upper {
+            for (key, fd) in [("upperdir", upper), ("workdir", work)] {
+                let name = fd.as_raw_fd().to_string();
+                fsconfig_set_string(context.as_fd(), key, name.as_str()).map_err(fail)?;
+            }
         }
         for option in self.options {
             match option.split_once('=') {
@@ -115,11 +119,14 @@ impl Overlay<'_> {
 
     /// mount(2), for many layers on old kernels: in a private mount namespace, from which a clone is taken.
     fn by_data_page(&self, names: &Names) -> Result<OwnedFd> {
-        let (upper, work) = (names.upper.as_raw_fd(), names.work.as_raw_fd());
-        let mut data = format!(
-            "lowerdir={},upperdir={upper},workdir={work}",
-            names.lowers.join(":")
-        );
+        let mut data = format!("lowerdir={}", names.lowers.join(":"));
+        // Any directory that only this overlay has can be covered by it.
+        let mut cover = (names.lowers[0].clone(), self.lowers[0].as_path());
+        if let (Some((upper, work)), Some((path, _))) = (&names.upper, self.upper) {
+            let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
+            data.push_str(&format!(",upperdir={upper},workdir={work}"));
+            cover = (upper.to_string(), path);
+        }
         for option in self.options {
             data.push(',');
             data.push_str(option);
@@ -128,14 +135,19 @@ impl Overlay<'_> {
         let data = CString::new(data).map_err(|_| Fault::invalid("overlay option with a NUL"))?;
         mount(
             "overlay",
-            upper.to_string(),
+            cover.0,
             "overlay",
             MountFlags::empty(),
             data.as_c_str(),
         )
         .at(what)?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, self.upper, flags).at(what)
+        let clone = open_tree(CWD, cover.1, flags).at(what)?;
+        if self.upper.is_none() {
+            // Another overlay may have the same layer: it must not find this one there.
+            unmount(cover.1, UnmountFlags::DETACH).at(what)?;
+        }
+        Ok(clone)
     }
 
     /// Clones of the lower layers that show the pod's ids, attached in a private copy of the mount namespace (6.12
@@ -201,16 +213,18 @@ fn layer(path: &Path) -> Result<OwnedFd> {
 /// What the overlay is told: descriptor numbers, which are names in the working directory.
 struct Names {
     lowers: Vec<String>,
-    upper: OwnedFd,
-    work: OwnedFd,
+    /// The upper and the work directory.
+    upper: Option<(OwnedFd, OwnedFd)>,
 }
 
 impl Names {
     fn open(overlay: &Overlay<'_>, lowers: &[OwnedFd], proc: &Procfs) -> Result<Self> {
         let names = Self {
             lowers: lowers.iter().map(|fd| fd.as_raw_fd().to_string()).collect(),
-            upper: layer(overlay.upper)?,
-            work: layer(overlay.work)?,
+            upper: overlay
+                .upper
+                .map(|(upper, work)| Ok::<_, Fault>((layer(upper)?, layer(work)?)))
+                .transpose()?,
         };
         let fds = proc
             .open("self/fd", OFlags::PATH | OFlags::DIRECTORY)

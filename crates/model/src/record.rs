@@ -171,6 +171,9 @@ pub struct ContainerRecord {
     /// The root file system was prepared: it must be discarded.
     #[serde(default)]
     pub snapshot_owed: bool,
+    /// Ids of the images that are mounted, one for each of the spec's mounts (empty for others); empty where no image is.
+    #[serde(default)]
+    pub mount_images: Vec<String>,
 }
 
 impl ContainerRecord {

@@ -31,7 +31,7 @@ pub use client::{
     MonitorInventory, Sandbox,
 };
 #[cfg(feature = "client")]
-pub use spawn::{SpawnOptions, Spawned, ended, spawn};
+pub use spawn::{Spawned, ended, spawn};
 #[cfg(feature = "client")]
 pub use streams::{RunningExec, Sockets};
 

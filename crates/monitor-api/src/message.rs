@@ -172,7 +172,8 @@ pub struct Init {
     /// `namespace/name` of the pod, for error texts.
     #[prost(string, tag = "2")]
     pub pod: String,
-    /// `<state>/pods/<sandbox id>`: the monitor's socket `monitor.sock` and its exit records live here.
+    /// `<state>/pods/<sandbox id>`: the monitor's socket `monitor.sock`, its exit records and its standard error,
+    /// `monitor.log`, live here.
     #[prost(string, tag = "3")]
     pub state_dir: String,
     /// Absolute path of the pause executable.

@@ -1,9 +1,7 @@
 //! Starting a monitor: a SEQPACKET pair, one posix_spawn, no code of ours between fork and exec.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -15,15 +13,6 @@ use tokio::process::{Child, Command};
 use crate::message::Hello;
 use crate::{Client, Error, EventStream};
 
-/// What to start.
-#[derive(Clone, Debug)]
-pub struct SpawnOptions {
-    /// Absolute path of `holdfast-monitor`.
-    pub program: PathBuf,
-    /// Where its standard error goes; opened for appending, mode 0600.
-    pub log: PathBuf,
-}
-
 /// A monitor that has answered hello. When the daemon lives on, a task of this module reaps it at its end; when the
 /// daemon goes first, the monitor stays.
 pub struct Spawned {
@@ -34,10 +23,11 @@ pub struct Spawned {
     pub hello: Hello,
 }
 
-/// Starts a monitor and says hello to it.
-pub async fn spawn(options: SpawnOptions) -> Result<Spawned, Error> {
-    let program = options.program.clone();
-    let started = tokio::task::spawn_blocking(move || start(&options)).await;
+/// Starts a monitor, the `holdfast-monitor` at the absolute path `program`, and says hello to it. What it has to say
+/// before `Init` gives it a log of its own goes to the standard error of this process.
+pub async fn spawn(program: PathBuf) -> Result<Spawned, Error> {
+    let path = program.clone();
+    let started = tokio::task::spawn_blocking(move || start(&path)).await;
     let (mut child, pid, pidfd, socket) = started
         .unwrap_or_else(|join| Err(io::Error::other(join)))
         .map_err(|source| Error::Spawn { program, source })?;
@@ -53,18 +43,18 @@ pub async fn spawn(options: SpawnOptions) -> Result<Spawned, Error> {
     })
 }
 
-fn start(options: &SpawnOptions) -> io::Result<(Child, Pid, OwnedFd, OwnedFd)> {
+fn start(program: &Path) -> io::Result<(Child, Pid, OwnedFd, OwnedFd)> {
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
     )?;
-    let child = Command::new(&options.program)
+    let child = Command::new(program)
         .env_clear()
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
-        .stderr(open_log(&options.log)?)
+        .stderr(Stdio::inherit())
         .spawn()?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     let pid = pid
@@ -80,8 +70,4 @@ pub async fn ended(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     // tokio's pipe end only waits for readiness here; nothing is read.
     let watched = pipe::Receiver::from_owned_fd_unchecked(pidfd.try_clone_to_owned()?)?;
     watched.readable().await
-}
-
-fn open_log(path: &Path) -> io::Result<File> {
-    File::options().append(true).create(true).mode(0o600).open(path)
 }

@@ -1,6 +1,9 @@
 //! The daemon's requests, by kind. Those that change sandbox, containers and execs are in their modules.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use holdfast_monitor_api::codec::MAX_DESCRIPTORS;
@@ -8,7 +11,7 @@ use holdfast_monitor_api::message::{
     ContainerEntry, Failure, FailureKind, Hello, Init, Inventory, Signal, reply, request,
 };
 use holdfast_monitor_api::{ContainerDescriptors, FEATURES, REVISION};
-use holdfast_sys::pidfd;
+use holdfast_sys::{pidfd, process};
 
 use crate::cgroup;
 use crate::containers::{Container, check_id};
@@ -99,6 +102,8 @@ impl Monitor {
                 "state_dir and pause_path must be absolute",
             ));
         }
+        own_log(state_dir)
+            .map_err(|error| failed(&format!("cannot open {}/monitor.log", init.state_dir), &error))?;
         exits::prepare(state_dir)
             .map_err(|error| failed(&format!("cannot make {}/exits", init.state_dir), &error))?;
         let listener = Listener::bind(state_dir)
@@ -211,6 +216,13 @@ impl Monitor {
         self.leaving = true;
         Ok(())
     }
+}
+
+/// Makes `monitor.log` in the pod's directory the standard error, which was the daemon's until now.
+fn own_log(state_dir: &Path) -> io::Result<()> {
+    let path = state_dir.join("monitor.log");
+    let log = File::options().append(true).create(true).mode(0o600).open(path)?;
+    process::set_stdio(log.as_fd(), 2)
 }
 
 pub(crate) fn entry(container: &Container) -> ContainerEntry {

@@ -504,7 +504,7 @@ fn a_replacement_serves_new_clients_and_lost_execs_are_told() {
             .await
             .unwrap();
         std::fs::remove_file(pod.path("state/monitor.sock")).unwrap();
-        pod.monitor = support::spawn(pod.dir.path()).await;
+        pod.monitor = support::spawn().await;
         let entry = ContainerEntry {
             container_id: tty.id.clone(),
             phase: Phase::Running.into(),

@@ -173,7 +173,7 @@ fn a_replacement_adopts_the_pod_of_a_killed_monitor() {
         assert!(alive(counter.container.pid) && alive(coded.container.pid));
         tokio::time::sleep(Duration::from_millis(200)).await;
 
-        pod.monitor = support::spawn(pod.dir.path()).await;
+        pod.monitor = support::spawn().await;
         let adopted = |started: &'_ Started| ContainerEntry {
             container_id: started.id.clone(),
             phase: Phase::Running.into(),

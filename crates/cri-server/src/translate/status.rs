@@ -85,7 +85,7 @@ pub fn container_status(record: &ContainerRecord) -> v1::ContainerStatus {
         message: exit.map(|e| e.message.clone()).unwrap_or_default(),
         labels: record.spec.labels.clone(),
         annotations: record.spec.annotations.clone(),
-        mounts: record.spec.mounts.iter().map(wire_mount).collect(),
+        mounts: mounts(record),
         log_path: record.log_path.clone(),
         resources: Some(v1::ContainerResources {
             linux: Some(linux_resources(&record.spec.resources)),
@@ -101,6 +101,17 @@ pub fn container_status(record: &ContainerRecord) -> v1::ContainerStatus {
         }),
         stop_signal: wire_signal(record.stop_signal),
     }
+}
+
+/// With what each image among them came to (KEP-5365).
+fn mounts(record: &ContainerRecord) -> Vec<v1::Mount> {
+    let mut mounts: Vec<v1::Mount> = record.spec.mounts.iter().map(wire_mount).collect();
+    for (mount, id) in mounts.iter_mut().zip(&record.mount_images) {
+        if let Some(image) = &mut mount.image {
+            image.image_ref.clone_from(id);
+        }
+    }
+    mounts
 }
 
 pub fn wire_container_state(state: ContainerState) -> v1::ContainerState {

@@ -222,6 +222,7 @@ mod tests {
             stop_signal: Signal::TERM,
             oci_spec: String::new(),
             snapshot_owed: true,
+            mount_images: Vec::new(),
         }))
     }
 

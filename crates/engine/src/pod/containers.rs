@@ -82,10 +82,18 @@ impl Pod {
         }
     }
 
+    fn show_container(&self, id: ContainerId) {
+        if let Some(container) = self.containers.get(&id) {
+            let views = &self.context.shared.views;
+            views.containers.set(id, container.record.clone());
+        }
+    }
+
     pub(super) async fn save_container(&self, id: ContainerId) -> Result<(), Error> {
         let Some(container) = self.containers.get(&id) else {
             return Ok(());
         };
+<<<<<<< 8b80e6486ee488cff4921cfe50df016b8da6c4de
 <<<<<<< HEAD
         self.context
             .shared
@@ -99,6 +107,9 @@ impl Pod {
             return Ok(());
         }
 >>>>>>> 2e76814 (engine: an exit during a removal writes no record; conformance: the snapshot waits for the first pod's network)
+=======
+        self.show_container(id);
+>>>>>>> 8226d91dea8e06e1a63f0e338e034fb7d03dfa39
         self.context
             .shared
             .disk
@@ -196,6 +207,7 @@ impl Pod {
             stop_signal: Signal::TERM,
             oci_spec: String::new(),
             snapshot_owed: true,
+            mount_images: Vec::new(),
             spec: wanted,
         });
         let plan = create::Plan {
@@ -218,12 +230,14 @@ impl Pod {
             user,
             stop_signal,
             image,
+            mount_images,
             oci_spec,
         } = built;
         container.vault = Some(made.descriptors);
         let record = container.edit();
         (record.user, record.stop_signal, record.image) = (user, stop_signal, image);
         (record.pid, record.oci_spec) = (Some(made.pid), oci_spec);
+        record.mount_images = mount_images;
         let waiters = container.creating.take().unwrap_or_default();
         if let Err(illegal) = container.apply(ContainerEvent::Created) {
             error!(container = %id, "{illegal}");
@@ -321,11 +335,13 @@ impl Pod {
                 // A short one may have ended already.
                 let running = container.state() == ContainerState::Created
                     && container.apply(ContainerEvent::Started).is_ok();
-                let saved = self.save_container(id).await;
+                self.show_container(id);
                 if running {
                     self.announce_container(id, Happened::Started);
                 }
-                waiters.settle(saved);
+                // It runs, and the monitor knows: nobody waits for the record to say so too.
+                waiters.settle(Ok(()));
+                self.save_container_or_warn(id).await;
             }
             Err(error) => {
                 if matches!(error.monitor_cause(), Some(MonitorError::Refused { .. }))

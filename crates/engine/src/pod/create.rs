@@ -3,18 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use holdfast_images::{IdMap, Image, PrepareOptions, Snapshot};
+use holdfast_images::{DeclaredVolume, IdMap, Image, PrepareOptions, Snapshot, Volume};
 use holdfast_model::{ContainerId, ContainerRecord, ContainerUser, ResolvedImage, SandboxRecord, Signal};
 use holdfast_monitor_api::message::Rootfs;
 use holdfast_monitor_api::{Client, Container};
 use tracing::{debug, warn};
 
 use super::{Context, files, link};
+use crate::Error;
 use crate::adjust::{Subject, adjust};
 use crate::config::bounds;
 use crate::lookup::{self, Extras, Identity};
 use crate::spec::{self, Inputs};
-use crate::{Error, shared};
 
 /// A container whose init waits.
 pub(super) struct Built {
@@ -22,6 +22,7 @@ pub(super) struct Built {
     pub user: ContainerUser,
     pub stop_signal: Signal,
     pub image: ResolvedImage,
+    pub mount_images: Vec<String>,
     pub oci_spec: String,
 }
 
@@ -41,15 +42,20 @@ pub(super) struct Plan {
 }
 
 pub(super) async fn build(plan: Plan) -> Result<Box<Built>, Failed> {
-    let disk = &plan.context.shared.disk;
-    if let Err(error) = disk.put_container(plan.record.clone()).await {
-        return Err(Failed {
-            error,
-            leftovers: Vec::new(),
-        });
-    }
+    let nothing = |error| Failed {
+        error,
+        leftovers: Vec::new(),
+    };
+    let image = plan.image(&plan.record.spec.image.image).map_err(nothing)?;
+    // passwd, devices and the profile are read while the record is written and the upper directory made.
+    let (disk, files) = tokio::join!(plan.reserve(&image), plan.read(&image));
+    let snapshot = disk.map_err(nothing)?;
     debug!(container = %plan.record.id, "recorded");
-    match plan.act().await {
+    let built = match (snapshot, files) {
+        (Ok(snapshot), Ok((identity, extras))) => plan.act(&image, snapshot, &identity, extras).await,
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    };
+    match built {
         Ok(built) => Ok(Box::new(built)),
         Err(error) => Err(Failed {
             error,
@@ -59,26 +65,55 @@ pub(super) async fn build(plan: Plan) -> Result<Box<Built>, Failed> {
 }
 
 impl Plan {
-    async fn act(&self) -> Result<Built, Error> {
-        let wanted = &self.record.spec;
-        if let Some(mount) = wanted.mounts.iter().find(|mount| mount.image.is_some()) {
-            return Err(Error::Unsupported(format!(
-                "mount {:?}: this release mounts no images as volumes",
-                mount.container_path
-            )));
-        }
+    fn image(&self, reference: &str) -> Result<Arc<Image>, Error> {
         let images = &self.context.shared.images;
-        let image = images.get(&wanted.image.image).ok_or_else(|| Error::NoImage {
-            image: wanted.image.image.chars().take(512).collect(),
-        })?;
-        // The upper directory is made while passwd, devices and the profile are read.
-        let (snapshot, identity, extras) = tokio::try_join!(
-            self.prepare(&image),
-            self.context.shared.identities.of(images, &image),
-            lookup::extras(wanted),
-        )?;
+        images.get(reference).ok_or_else(|| Error::NoImage {
+            image: reference.chars().take(512).collect(),
+        })
+    }
+
+    /// The record, and after it what it speaks of on disk: one after the other, on one thread. The outer error says that there
+    /// is no record.
+    async fn reserve(&self, image: &Arc<Image>) -> Result<Result<Snapshot, Error>, Error> {
+        let (images, image, options) = (
+            self.context.shared.images.clone(),
+            image.clone(),
+            self.prepare_options(),
+        );
+        let record = self.record.clone();
+        let next = move || {
+            let prepared = images.prepare(record.id.as_str(), &image.id, &options);
+            let snapshot =
+                prepared.map_err(|source| image_error(&record, "preparing the root file system", source))?;
+            make_log_directory(&record)?;
+            Ok(snapshot)
+        };
+        self.context
+            .shared
+            .disk
+            .put_container_then(self.record.clone(), next)
+            .await
+    }
+
+    async fn read(&self, image: &Arc<Image>) -> Result<(Arc<Identity>, Extras), Error> {
+        let shared = &self.context.shared;
+        tokio::try_join!(
+            shared.identities.of(&shared.images, image),
+            lookup::extras(&self.record.spec)
+        )
+    }
+
+    async fn act(
+        &self,
+        image: &Image,
+        snapshot: Snapshot,
+        identity: &Identity,
+        extras: Extras,
+    ) -> Result<Built, Error> {
+        let (mount_images, sources) = self.mount_images().await?;
+        let volumes = self.declared_volumes(image, identity).await?;
         debug!(container = %self.record.id, "root file system prepared");
-        let built = self.spec(&identity, extras)?;
+        let built = self.spec(identity, extras, (&sources, &volumes))?;
         let subject = Subject {
             sandbox: &self.pod,
             container: &self.record,
@@ -87,7 +122,6 @@ impl Plan {
         let oci_spec = serde_json::to_string(&adjusted).map_err(|e| Error::Internal {
             what: format!("the spec of {} cannot be written: {e}", self.record.id),
         })?;
-        self.make_log_directory().await?;
         debug!(container = %self.record.id, "spec made");
         let mut message = link::container_message(&self.context, &self.pod, &self.record);
         message.spec = oci_spec.clone().into_bytes();
@@ -102,17 +136,56 @@ impl Plan {
         for warning in &container.warnings {
             warn!(container = %self.record.id, "{warning}");
         }
-        let image = resolved(&image);
         Ok(Built {
             container,
             user: built.user,
             stop_signal: built.stop_signal,
-            image,
+            image: resolved(image),
+            mount_images,
             oci_spec,
         })
     }
 
-    async fn prepare(&self, image: &Arc<Image>) -> Result<Snapshot, Error> {
+    /// The images among the mounts: their ids, and where they are. Both have an entry for each mount, or are empty.
+    async fn mount_images(&self) -> Result<(Vec<String>, Vec<Option<Volume>>), Error> {
+        let mounts = &self.record.spec.mounts;
+        let (mut ids, mut volumes) = (Vec::new(), Vec::new());
+        if mounts.iter().all(|mount| mount.image.is_none()) {
+            return Ok((ids, volumes));
+        }
+        for (n, mount) in mounts.iter().enumerate() {
+            let Some(wanted) = &mount.image else {
+                ids.push(String::new());
+                volumes.push(None);
+                continue;
+            };
+            let image = self.image(&wanted.image.image)?;
+            let (key, images) = (volume_key(&self.record.id, n), &self.context.shared.images);
+            let volume = images.volume(&key, &image.id, &wanted.sub_path).await;
+            volumes.push(Some(volume.map_err(|source| {
+                image_error(&self.record, "mounting an image", source)
+            })?));
+            ids.push(image.id.to_string());
+        }
+        Ok((ids, volumes))
+    }
+
+    async fn declared_volumes(
+        &self,
+        image: &Image,
+        identity: &Identity,
+    ) -> Result<Vec<DeclaredVolume>, Error> {
+        let paths = spec::remaining_volumes(&identity.volumes, &self.record.spec);
+        if paths.is_empty() {
+            return Ok(Vec::new());
+        }
+        let images = &self.context.shared.images;
+        let made = images.declared_volumes(self.record.id.as_str(), &image.id, paths, self.prepare_options());
+        made.await
+            .map_err(|source| image_error(&self.record, "making the image's volumes", source))
+    }
+
+    fn prepare_options(&self) -> PrepareOptions {
         let maps = self.pod.spec.security.namespaces.user_maps();
         let convert = |maps: &[holdfast_model::IdMapping]| -> Vec<IdMap> {
             maps.iter()
@@ -123,20 +196,18 @@ impl Plan {
                 })
                 .collect()
         };
-        let options = PrepareOptions {
+        PrepareOptions {
             uid_maps: maps.map(|user| convert(&user.uids)).unwrap_or_default(),
             gid_maps: maps.map(|user| convert(&user.gids)).unwrap_or_default(),
-        };
-        let images = &self.context.shared.images;
-        let prepared = images.prepare(self.record.id.as_str(), &image.id, options).await;
-        prepared.map_err(|source| Error::Image {
-            step: "preparing the root file system",
-            id: self.record.id.to_string(),
-            source: Box::new(source),
-        })
+        }
     }
 
-    fn spec(&self, identity: &Identity, extras: Extras) -> Result<spec::Built, Error> {
+    fn spec(
+        &self,
+        identity: &Identity,
+        extras: Extras,
+        (sources, volumes): (&[Option<Volume>], &[DeclaredVolume]),
+    ) -> Result<spec::Built, Error> {
         let files = files::places(&self.context.dir);
         let inputs = Inputs {
             sandbox: &self.pod,
@@ -152,30 +223,35 @@ impl Plan {
             seccomp: extras.seccomp,
             cgroup: &self.record.cgroup,
             target_pid: self.target_pid,
-            image_sources: &[],
+            image_sources: sources,
+            image_volumes: volumes,
             rlimits: &self.context.shared.config.rlimits,
         };
         Ok(spec::build(&inputs)?)
     }
 
-    /// The kubelet makes it; other clients may not have. Logs can be on any disk, hence not on this thread.
-    async fn make_log_directory(&self) -> Result<(), Error> {
-        let Some(parent) = Path::new(&self.record.log_path)
-            .parent()
-            .filter(|dir| !dir.as_os_str().is_empty())
-        else {
-            return Ok(());
-        };
-        let parent = parent.to_path_buf();
-        shared::blocking(move || {
-            std::fs::create_dir_all(&parent).map_err(|source| Error::io("make log directory", parent, source))
-        })
-        .await
-    }
-
     /// Everything that may have been done, whether it was or not.
     async fn unwind(&self) -> Vec<String> {
         remove(&self.context, Some(&self.client), &self.record).await
+    }
+}
+
+fn image_error(record: &ContainerRecord, step: &'static str, source: holdfast_images::Error) -> Error {
+    Error::Image {
+        step,
+        id: record.id.to_string(),
+        source: Box::new(source),
+    }
+}
+
+/// The kubelet makes it; other clients may not have. Blocks: logs can be on any disk.
+fn make_log_directory(record: &ContainerRecord) -> Result<(), Error> {
+    let parent = Path::new(&record.log_path).parent();
+    match parent.filter(|dir| !dir.as_os_str().is_empty()) {
+        Some(parent) => {
+            std::fs::create_dir_all(parent).map_err(|source| Error::io("make log directory", parent, source))
+        }
+        None => Ok(()),
     }
 }
 
@@ -206,21 +282,35 @@ pub(super) async fn remove(
     }
     debug!(container = %id, "removed");
     if record.snapshot_owed {
-        discard_later(context, id);
+        let images = record.spec.mounts.iter().enumerate();
+        let volumes = images
+            .filter(|(_, mount)| mount.image.is_some())
+            .map(|(n, _)| volume_key(&id, n));
+        discard_later(context, std::iter::once(id.to_string()).chain(volumes).collect());
     }
     Vec::new()
 }
 
 /// Nobody waits for the disk: what the container wrote may take long to delete. Snapshots have records of their own,
 /// and those of no container are discarded at the next start.
-fn discard_later(context: &Context, id: ContainerId) {
+fn discard_later(context: &Context, keys: Vec<String>) {
     let shared = context.shared.clone();
     tokio::spawn(async move {
         let _turn = shared.discards.acquire().await;
-        if let Err(error) = shared.images.discard(id.as_str()).await {
-            warn!(container = %id, "root file system is left until the next start: {error}");
+        for key in keys {
+            if let Err(error) = shared.images.discard(&key).await {
+                warn!(
+                    snapshot = key,
+                    "root file system is left until the next start: {error}"
+                );
+            }
         }
     });
+}
+
+/// Under which an image among a container's mounts is kept.
+fn volume_key(id: &ContainerId, mount: usize) -> String {
+    format!("{id}.{mount}")
 }
 
 fn resolved(image: &Image) -> ResolvedImage {

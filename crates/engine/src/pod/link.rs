@@ -9,7 +9,7 @@ use holdfast_monitor_api::message::{
 };
 use holdfast_monitor_api::{
     AdoptPlan, AdoptedContainer, Client, ContainerDescriptors, EventStream, MonitorEvent, MonitorInventory,
-    SandboxDescriptors, SpawnOptions, Spawned,
+    SandboxDescriptors, Spawned,
 };
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::unix::AsyncFd;
@@ -103,13 +103,13 @@ impl Link {
     }
 }
 
-/// Starts a monitor; it knows nothing yet.
+/// A monitor that knows nothing yet: the one that waits, or a new one.
 pub(super) async fn spawn(context: &Context) -> Result<Link, Error> {
-    let options = SpawnOptions {
-        program: context.shared.config.monitor_program(),
-        log: context.dir.join("monitor.log"),
-    };
-    let spawned = tokio::time::timeout(bounds::SPAWN, holdfast_monitor_api::spawn(options))
+    let program = context.shared.config.monitor_program();
+    if let Some(spare) = context.shared.spare.take(&program) {
+        return Link::spawned(spare);
+    }
+    let spawned = tokio::time::timeout(bounds::SPAWN, holdfast_monitor_api::spawn(program))
         .await
         .map_err(|_| Error::Deadline {
             what: "starting the monitor",

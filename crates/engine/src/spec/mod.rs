@@ -15,6 +15,7 @@ mod user;
 
 use std::path::PathBuf;
 
+use holdfast_images::{DeclaredVolume, Volume};
 use holdfast_model::{
     ContainerId, ContainerSpec, ContainerUser, Invalid, NamespaceMode, SandboxRecord, Signal, UserNamespace,
 };
@@ -24,6 +25,7 @@ use oci_spec::runtime::{
 };
 
 pub use capabilities::DEFAULT as DEFAULT_CAPABILITIES;
+pub(crate) use mounts::{declared_volumes, remaining_volumes};
 pub use process::exec_process;
 pub use resources::oci as oci_resources;
 
@@ -108,8 +110,10 @@ pub struct Inputs<'a> {
     pub cgroup: &'a str,
     /// Process whose PID namespace is joined, for the mode `Target`.
     pub target_pid: Option<i32>,
-    /// Host directories that stand for the images of image mounts, one for each entry of `container.mounts`.
-    pub image_sources: &'a [Option<PathBuf>],
+    /// What stands for the images of image mounts, one for each entry of `container.mounts`.
+    pub image_sources: &'a [Option<Volume>],
+    /// Volumes that the image declares and the client does not replace.
+    pub image_volumes: &'a [DeclaredVolume],
     pub rlimits: &'a [crate::Rlimit],
 }
 

@@ -1,7 +1,8 @@
 //! What is mounted in a container, in order.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use holdfast_images::{DeclaredVolume, Volume};
 use holdfast_model::{ContainerSpec, Invalid, Mount as Wanted, NamespaceMode, Propagation};
 use oci_spec::runtime::Mount;
 
@@ -22,9 +23,31 @@ fn mount(kind: &str, source: &str, destination: &str, options: &[&str]) -> Mount
 pub(crate) fn all(inputs: &Inputs<'_>, modes: &Modes) -> Result<Vec<Mount>, Invalid> {
     let mut wanted = Vec::with_capacity(inputs.container.mounts.len());
     for (n, item) in inputs.container.mounts.iter().enumerate() {
-        let source = inputs.image_sources.get(n).and_then(Option::as_deref);
-        wanted.push(volume(n, item, source)?);
+        wanted.push(match &item.image {
+            None => {
+                let source = item.host_path.as_str();
+                from_host(
+                    mount(
+                        "bind",
+                        source,
+                        &clean(&item.container_path),
+                        &options(n, item, false)?,
+                    ),
+                    item,
+                )
+            }
+            Some(image) => match inputs.image_sources.get(n).and_then(Option::as_ref) {
+                Some(source) => from_image(source, item, options(n, item, true)?, modes.user.is_some()),
+                None => {
+                    return Err(Invalid::new(
+                        format!("mounts[{n}].image"),
+                        format!("{:?} is not present: pull it first", image.image.image),
+                    ));
+                }
+            },
+        });
     }
+    wanted.extend(inputs.image_volumes.iter().map(declared));
     // Parents before what is inside them, else in the client's order.
     wanted.sort_by_key(|mount| depth(mount.destination()));
     // What the client mounts itself, the runtime leaves alone, with everything that would be below it.
@@ -150,33 +173,22 @@ const EXTRA_OPTIONS: &[&str] = &[
     "nosymfollow",
 ];
 
-fn volume(n: usize, wanted: &Wanted, image: Option<&Path>) -> Result<Mount, Invalid> {
-    let source = match (&wanted.image, image) {
-        (None, _) => Path::new(&wanted.host_path),
-        (Some(_), Some(source)) => source,
-        (Some(image), None) => {
-            return Err(Invalid::new(
-                format!("mounts[{n}].image"),
-                format!("{:?} is not present: pull it first", image.image.image),
-            ));
-        }
-    };
-    let mut options = vec!["rbind"];
+/// What a client asks of a mount, whatever its source.
+fn options(n: usize, wanted: &Wanted, image: bool) -> Result<Vec<&str>, Invalid> {
+    let mut options = Vec::new();
+    if !image {
+        options.push("rbind");
+    }
     options.push(match wanted.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
         Propagation::Bidirectional => "rshared",
     });
-    options.push(
-        match (
-            wanted.readonly || wanted.image.is_some(),
-            wanted.recursive_read_only,
-        ) {
-            (_, true) => "rro",
-            (true, false) => "ro",
-            (false, false) => "rw",
-        },
-    );
+    options.push(match (wanted.readonly || image, wanted.recursive_read_only) {
+        (_, true) => "rro",
+        (true, false) => "ro",
+        (false, false) => "rw",
+    });
     for option in &wanted.options {
         if !EXTRA_OPTIONS.contains(&option.as_str()) {
             return Err(Invalid::new(
@@ -186,17 +198,84 @@ fn volume(n: usize, wanted: &Wanted, image: Option<&Path>) -> Result<Mount, Inva
         }
         options.push(option);
     }
-    let mut mount = mount(
-        "bind",
-        &source.to_string_lossy(),
-        &clean(&wanted.container_path),
-        &options,
-    );
+    Ok(options)
+}
+
+fn from_host(mut mount: Mount, wanted: &Wanted) -> Mount {
+    // The option says what the maps are for; validation saw to it that they are the pod's.
     if !wanted.uid_mappings.is_empty() {
         mount.set_uid_mappings(Some(id_mappings(&wanted.uid_mappings)));
         mount.set_gid_mappings(Some(id_mappings(&wanted.gid_mappings)));
+        if let Some(options) = mount.options_mut() {
+            options.push("idmap".to_owned());
+        }
     }
-    Ok(mount)
+    mount
+}
+
+/// An image as a volume (KEP-4639): an overlay without an upper directory, or a file of it.
+fn from_image(source: &Volume, wanted: &Wanted, options: Vec<&str>, user_namespace: bool) -> Mount {
+    let destination = clean(&wanted.container_path);
+    let mut all: Vec<&str> = options;
+    match source {
+        Volume::File(path) => {
+            all.push("bind");
+            if user_namespace {
+                all.push("idmap");
+            }
+            mount("bind", &path.to_string_lossy(), &destination, &all)
+        }
+        Volume::Directory { lowers } => {
+            let lowers = layers(lowers);
+            all.push(&lowers);
+            mount("overlay", "overlay", &destination, &all)
+        }
+    }
+}
+
+/// What an image declares as a volume: writable, however the root is, and from the image's own content.
+fn declared(volume: &DeclaredVolume) -> Mount {
+    let lowers = layers(&volume.lowers);
+    let upper = format!("upperdir={}", volume.upper.display());
+    let work = format!("workdir={}", volume.work.display());
+    let mut options = vec!["rprivate", "rw", &lowers, &upper, &work];
+    options.extend(volume.options.iter().map(String::as_str));
+    mount("overlay", "overlay", &volume.path, &options)
+}
+
+/// `lowerdir=` as mount(8) wants it.
+fn layers(lowers: &[PathBuf]) -> String {
+    let escaped: Vec<String> = lowers
+        .iter()
+        .map(|path| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:"))
+        .collect();
+    format!("lowerdir={}", escaped.join(":"))
+}
+
+/// The volumes of an image's configuration that can be mounted: not the root, nor what the runtime mounts itself.
+pub(crate) fn declared_volumes(paths: &[String]) -> Vec<String> {
+    let mut list: Vec<String> = paths
+        .iter()
+        .map(|path| clean(path))
+        .filter(|path| {
+            let path = Path::new(path);
+            path != Path::new("/") && !["/proc", "/sys", "/dev"].iter().any(|own| path.starts_with(own))
+        })
+        .collect();
+    list.sort();
+    list.dedup();
+    list
+}
+
+/// Those of an image's volumes that the client mounts nothing at.
+pub(crate) fn remaining_volumes(volumes: &[String], container: &ContainerSpec) -> Vec<String> {
+    let taken = |path: &String| {
+        container
+            .mounts
+            .iter()
+            .any(|mount| clean(&mount.container_path) == *path)
+    };
+    volumes.iter().filter(|path| !taken(path)).cloned().collect()
 }
 
 /// Lexically, as the container will see it: `/a//b/../c/` is `/a/c`. The launcher resolves inside the root anyway.

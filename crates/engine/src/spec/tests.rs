@@ -26,6 +26,8 @@ struct Case {
     seccomp: Seccomp,
     target_pid: Option<i32>,
     rlimits: Vec<crate::Rlimit>,
+    image_sources: Vec<Option<holdfast_images::Volume>>,
+    image_volumes: Vec<holdfast_images::DeclaredVolume>,
 }
 
 fn case() -> Case {
@@ -77,6 +79,8 @@ fn case() -> Case {
         seccomp: Seccomp::Unconfined,
         target_pid: None,
         rlimits: Vec::new(),
+        image_sources: Vec::new(),
+        image_volumes: Vec::new(),
     }
 }
 
@@ -101,7 +105,8 @@ impl Case {
             seccomp: self.seccomp.clone(),
             cgroup: "/holdfast/bb",
             target_pid: self.target_pid,
-            image_sources: &[],
+            image_sources: &self.image_sources,
+            image_volumes: &self.image_volumes,
             rlimits: &self.rlimits,
         })
     }
@@ -631,4 +636,59 @@ fn an_exec_is_the_container_with_other_arguments() {
         exec_process(&spec, &["a\0".into()], false).unwrap_err().field,
         "cmd[0]"
     );
+}
+
+#[test]
+fn images_and_declared_volumes_become_overlays() {
+    let mut case = case();
+    case.container.mounts = vec![Mount {
+        container_path: "/data".into(),
+        image: Some(holdfast_model::MountImage::default()),
+        readonly: true,
+        options: vec!["noexec".into()],
+        ..Mount::default()
+    }];
+    case.image_sources = vec![Some(holdfast_images::Volume::Directory {
+        lowers: vec!["/l/2".into(), "/odd:name".into()],
+    })];
+    case.image_volumes = vec![holdfast_images::DeclaredVolume {
+        path: "/var/db".into(),
+        lowers: vec!["/l/1/var/db".into()],
+        upper: "/s/upper".into(),
+        work: "/s/work".into(),
+        options: vec!["volatile".into()],
+    }];
+    let json = case.json();
+    let find = |place: &str| {
+        let mounts = json["mounts"].as_array().unwrap();
+        mounts
+            .iter()
+            .find(|mount| mount["destination"] == place)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(find("/data")["type"], "overlay");
+    assert_eq!(
+        find("/data")["options"],
+        serde_json::json!(["rprivate", "ro", "noexec", "lowerdir=/l/2:/odd\\:name"])
+    );
+    assert_eq!(
+        find("/var/db")["options"],
+        serde_json::json!([
+            "rprivate",
+            "rw",
+            "lowerdir=/l/1/var/db",
+            "upperdir=/s/upper",
+            "workdir=/s/work",
+            "volatile"
+        ])
+    );
+    // Not pulled.
+    case.image_sources = vec![None];
+    assert_eq!(case.build().unwrap_err().field, "mounts[0].image");
+    let volumes = ["/var/db/", "/", "/proc/x", "data", "/var/db"].map(str::to_owned);
+    let volumes = super::declared_volumes(&volumes);
+    assert_eq!(volumes, ["/data", "/var/db"]);
+    // The client's own mount replaces what the image declares at that path.
+    assert_eq!(super::remaining_volumes(&volumes, &case.container), ["/var/db"]);
 }

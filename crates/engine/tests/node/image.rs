@@ -1,4 +1,4 @@
-//! An OCI layout directory with one image: busybox in one uncompressed layer.
+//! An OCI layout directory with one image: busybox in one uncompressed layer, and others over it.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -17,20 +17,29 @@ fn blob(layout: &Path, kind: &str, bytes: &[u8]) -> Value {
     json!({ "mediaType": kind, "digest": format!("sha256:{hex}"), "size": bytes.len() })
 }
 
-/// `dir` must not exist.
-pub fn busybox_layout(dir: &Path, name: &str) {
-    let root = dir.join("root");
-    holdfast_testkit::busybox_rootfs(&root);
+/// `dir` must not exist. `above` fills the directories of further layers; `volumes` are declared.
+pub fn layout(dir: &Path, name: &str, above: &[fn(&Path)], volumes: &[&str]) {
     std::fs::create_dir_all(dir.join("blobs/sha256")).unwrap();
-    let tar = dir.join("layer.tar");
-    let mut pack = Command::new(holdfast_testkit::BUSYBOX);
-    let packed = pack.arg("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".");
-    assert!(packed.status().unwrap().success(), "busybox tar failed");
-    let layer = blob(
-        dir,
-        "application/vnd.oci.image.layer.v1.tar",
-        &std::fs::read(&tar).unwrap(),
-    );
+    let first: fn(&Path) = holdfast_testkit::busybox_rootfs;
+    let layers: Vec<Value> = std::iter::once(&first)
+        .chain(above)
+        .enumerate()
+        .map(|(n, fill)| {
+            let (root, tar) = (dir.join(format!("root{n}")), dir.join(format!("{n}.tar")));
+            std::fs::create_dir_all(&root).unwrap();
+            fill(&root);
+            let mut pack = Command::new(holdfast_testkit::BUSYBOX);
+            let packed = pack.arg("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".");
+            assert!(packed.status().unwrap().success(), "busybox tar failed");
+            let bytes = std::fs::read(&tar).unwrap();
+            blob(dir, "application/vnd.oci.image.layer.v1.tar", &bytes)
+        })
+        .collect();
+    let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
+    let volumes: serde_json::Map<String, Value> = volumes
+        .iter()
+        .map(|path| ((*path).to_owned(), json!({})))
+        .collect();
     let arch = if cfg!(target_arch = "aarch64") {
         "arm64"
     } else {
@@ -39,8 +48,8 @@ pub fn busybox_layout(dir: &Path, name: &str) {
     let config = json!({
         "architecture": arch,
         "os": "linux",
-        "config": { "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"] },
-        "rootfs": { "type": "layers", "diff_ids": [layer["digest"]] },
+        "config": { "Env": ["PATH=/bin"], "Cmd": ["/bin/sh"], "Volumes": volumes },
+        "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let config = blob(
         dir,
@@ -51,7 +60,7 @@ pub fn busybox_layout(dir: &Path, name: &str) {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": config,
-        "layers": [layer],
+        "layers": layers,
     });
     let mut manifest = blob(
         dir,

@@ -132,11 +132,20 @@ impl Node {
     }
 
     fn load_image(&self) {
+        self.load(IMAGE, &[], &[]);
+    }
+
+    /// Busybox with layers above it and declared volumes, under a name of its own.
+    pub fn load(&self, name: &str, above: &[fn(&Path)], volumes: &[&str]) {
         let layout = self.path("image");
-        image::busybox_layout(&layout, IMAGE);
+        image::layout(&layout, name, above, volumes);
         let images = self.images.as_ref().unwrap();
         self.runtime.block_on(images.load_archive(&layout, None)).unwrap();
         std::fs::remove_dir_all(&layout).unwrap();
+    }
+
+    pub fn images(&self) -> &Images {
+        self.images.as_ref().unwrap()
     }
 
     pub fn engine(&self) -> &Engine {

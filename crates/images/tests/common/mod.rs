@@ -344,8 +344,7 @@ impl Root {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let key = format!("s{}", NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
         self.images
-            .prepare(&key, id, holdfast_images::PrepareOptions::default())
-            .await
+            .prepare(&key, id, &holdfast_images::PrepareOptions::default())
             .unwrap()
     }
 }

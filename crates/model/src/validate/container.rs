@@ -32,6 +32,7 @@ impl ContainerSpec {
         count("mounts", self.mounts.len(), limits::MOUNTS)?;
         for (n, item) in self.mounts.iter().enumerate() {
             mount(&format!("mounts[{n}]"), item)?;
+            mapped_like_pod(&format!("mounts[{n}].uidMappings"), item, sandbox)?;
         }
         count("devices", self.devices.len(), limits::DEVICES)?;
         for (n, item) in self.devices.iter().enumerate() {
@@ -228,6 +229,20 @@ fn env_var(field: &str, env: &EnvVar) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// A volume's ids can be mapped as the pod's are, and in no other way: the kernel wants a user namespace for it.
+fn mapped_like_pod(field: &str, mount: &Mount, sandbox: &SandboxSpec) -> Result<(), Invalid> {
+    let maps = (&mount.uid_mappings, &mount.gid_mappings);
+    match sandbox.security.namespaces.user_maps() {
+        _ if mount.uid_mappings.is_empty() => Ok(()),
+        Some(user) if maps == (&user.uids, &user.gids) => Ok(()),
+        Some(_) => Err(Invalid::new(field, "and gidMappings differ from the pod's")),
+        None => Err(Invalid::new(
+            field,
+            "are given, but the pod has no user namespace",
+        )),
+    }
+}
+
 fn mount(field: &str, mount: &Mount) -> Result<(), Invalid> {
     absolute_path(&format!("{field}.container_path"), &mount.container_path)?;
     if mount
@@ -252,6 +267,12 @@ fn mount(field: &str, mount: &Mount) -> Result<(), Invalid> {
                 return Err(Invalid::new(format!("{field}.image.image"), "is missing"));
             }
             relative_inside(&format!("{field}.image_sub_path"), &image.sub_path)?;
+            if !mount.readonly {
+                return Err(Invalid::new(
+                    format!("{field}.readonly"),
+                    "must be set: an image is mounted read-only",
+                ));
+            }
         }
         None => absolute_path(&format!("{field}.host_path"), &mount.host_path)?,
     }

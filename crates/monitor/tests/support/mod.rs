@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use holdfast_monitor_api::message::{
     Cgroup, CreateContainer, CreateSandbox, ExecFinished, ExecSync, Exit, Init, Rootfs,
 };
-use holdfast_monitor_api::{Client, Container, EventStream, MonitorEvent, Sandbox, SpawnOptions, Spawned};
+use holdfast_monitor_api::{Client, Container, EventStream, MonitorEvent, Sandbox, Spawned};
 use serde_json::{Value, json};
 
 const APPLETS: &[&str] = &[
@@ -86,7 +86,7 @@ impl Pod {
         std::fs::create_dir_all(dir.path().join("logs")).unwrap();
         let id = "5a".repeat(32);
         let cgroup = format!("/holdfast-test-{}", std::process::id());
-        let monitor = spawn(dir.path()).await;
+        let monitor = spawn().await;
         monitor.client.init(init(dir.path(), &id)).await.unwrap();
         let sandbox = monitor
             .client
@@ -235,13 +235,8 @@ impl Drop for Pod {
     }
 }
 
-pub async fn spawn(dir: &Path) -> Spawned {
-    holdfast_monitor_api::spawn(SpawnOptions {
-        program: monitor_program(),
-        log: dir.join("monitor.log"),
-    })
-    .await
-    .unwrap()
+pub async fn spawn() -> Spawned {
+    holdfast_monitor_api::spawn(monitor_program()).await.unwrap()
 }
 
 pub async fn reconnect(pod: &Pod) -> (Client, EventStream) {

@@ -1,0 +1,109 @@
+//! The writing half of a connection: one task, fed by two bounded queues.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+
+use crate::activity::Activity;
+
+/// Frames of data that wait to be written; each is at most 32 KiB.
+const QUEUE: usize = 8;
+/// Answers to what the other side asks: a few bytes each.
+const URGENT: usize = 64;
+
+/// How frames become bytes. Called in the order in which they are written.
+pub trait Encoder: Send + 'static {
+    type Item: Send + 'static;
+
+    /// Appends what goes before the payload to `head` and returns the payload.
+    fn encode(&mut self, item: Self::Item, head: &mut BytesMut) -> Bytes;
+
+    /// After this one the writing side is shut down.
+    fn is_last(item: &Self::Item) -> bool;
+}
+
+/// Puts frames into the queues.
+#[derive(Debug)]
+pub struct Queue<T> {
+    data: mpsc::Sender<T>,
+    urgent: mpsc::Sender<T>,
+}
+
+impl<T> Clone for Queue<T> {
+    fn clone(&self) -> Self {
+        Self {
+            data: self.data.clone(),
+            urgent: self.urgent.clone(),
+        }
+    }
+}
+
+/// The connection is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gone;
+
+impl<T> Queue<T> {
+    /// Waits for room: this is the back-pressure on whoever produces.
+    pub async fn send(&self, item: T) -> Result<(), Gone> {
+        self.data.send(item).await.map_err(|_| Gone)
+    }
+
+    /// Goes before all data that waits.
+    pub async fn urgent(&self, item: T) -> Result<(), Gone> {
+        self.urgent.send(item).await.map_err(|_| Gone)
+    }
+
+    /// Like [`urgent`](Self::urgent), but lost where there is no room: for answers to somebody who does not read them.
+    pub fn try_urgent(&self, item: T) {
+        let _ = self.urgent.try_send(item);
+    }
+}
+
+/// The queues, and the task to be run.
+pub fn writer<E: Encoder>(
+    encoder: E,
+    io: impl AsyncWrite + Send + Unpin + 'static,
+    activity: Activity,
+) -> (Queue<E::Item>, impl Future<Output = ()> + Send + 'static) {
+    let (data, data_queue) = mpsc::channel(QUEUE);
+    let (urgent, urgent_queue) = mpsc::channel(URGENT);
+    (
+        Queue { data, urgent },
+        run(encoder, io, activity, data_queue, urgent_queue),
+    )
+}
+
+async fn run<E: Encoder>(
+    mut encoder: E,
+    mut io: impl AsyncWrite + Send + Unpin,
+    activity: Activity,
+    mut data: mpsc::Receiver<E::Item>,
+    mut urgent: mpsc::Receiver<E::Item>,
+) {
+    let mut head = BytesMut::with_capacity(64);
+    loop {
+        let item = tokio::select! {
+            biased;
+            Some(item) = urgent.recv() => item,
+            Some(item) = data.recv() => item,
+            else => break,
+        };
+        let last = E::is_last(&item);
+        head.clear();
+        let payload = encoder.encode(item, &mut head);
+        let mut all = (&head[..]).chain(payload);
+        if io.write_all_buf(&mut all).await.is_err() {
+            return;
+        }
+        activity.touch();
+        if last {
+            break;
+        }
+        // TLS keeps records back until it is told; a plain socket has nothing to flush.
+        if data.is_empty() && urgent.is_empty() && io.flush().await.is_err() {
+            return;
+        }
+    }
+    let _ = io.flush().await;
+    let _ = io.shutdown().await;
+}
