@@ -56,12 +56,8 @@ impl Pod {
             Done::ContainerBuilt(id, Err(failed)) => self.container_not_built(id, failed),
             Done::Started(id, outcome) => self.started(id, outcome).await,
             Done::SignalFailed(id, error) => self.signal_failed(id, error),
-<<<<<<< HEAD
-            Done::ContainerRemoved(id, failures) => self.container_removed(id, failures),
-            Done::StdinBack(id, stdin) => self.stdin_back(id, stdin),
-=======
             Done::ContainerRemoved(id, failures) => self.container_removed(id, failures).await,
->>>>>>> 2e76814 (engine: an exit during a removal writes no record; conformance: the snapshot waits for the first pod's network)
+            Done::StdinBack(id, stdin) => self.stdin_back(id, stdin),
             _ => {}
         }
     }
@@ -93,23 +89,11 @@ impl Pod {
         let Some(container) = self.containers.get(&id) else {
             return Ok(());
         };
-<<<<<<< 8b80e6486ee488cff4921cfe50df016b8da6c4de
-<<<<<<< HEAD
-        self.context
-            .shared
-            .views
-            .containers
-            .set(id, container.record.clone());
-=======
         self.show_container(id);
         // The removal of the record may be done already: one that is written now would never go.
         if container.removal_running {
             return Ok(());
         }
->>>>>>> 2e76814 (engine: an exit during a removal writes no record; conformance: the snapshot waits for the first pod's network)
-=======
-        self.show_container(id);
->>>>>>> 8226d91dea8e06e1a63f0e338e034fb7d03dfa39
         self.context
             .shared
             .disk
