@@ -8,6 +8,8 @@ pub struct Node {
     pub handlers: Vec<String>,
     /// The kernel can make a whole tree of mounts read-only (mount_setattr(2), Linux 5.12).
     pub recursive_read_only: bool,
+    /// Pods can have user namespaces: layers and volumes can be shown through their ids.
+    pub user_namespaces: bool,
     /// The configuration as it came out, for verbose status.
     pub config: serde_json::Value,
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use holdfast_engine::Kind;
 use holdfast_model::{
-    Capabilities, ContainerId, EnvVar, GroupsPolicy, IdMapping, Mount, NamespaceMode, Namespaces,
-    Propagation, SecurityProfile, UserNamespace,
+    Capabilities, ContainerId, EnvVar, GroupsPolicy, Mount, NamespaceMode, Namespaces, Propagation,
+    SecurityProfile,
 };
 use node::{Node, wait};
 
@@ -265,36 +265,6 @@ fn terminals_and_exec_limits() {
     let kept = node.exec(&tty, &["/bin/sh", "-c", "sleep 5 & echo done"]);
     assert_eq!(kept.stdout, b"done\n");
     node.block_on(node.engine().reopen_container_log(&tty)).unwrap();
-    node.remove_pod(&pod);
-    node.assert_clean();
-}
-
-#[test]
-fn a_user_namespace_with_its_own_root() {
-    let mut node = Node::new("userns");
-    let mut spec = node.pod("one");
-    let map = IdMapping {
-        host_id: 200_000,
-        container_id: 0,
-        length: 65_536,
-    };
-    spec.security.namespaces.user = Some(UserNamespace {
-        mode: NamespaceMode::Pod,
-        uids: vec![map],
-        gids: vec![map],
-    });
-    let pod = node.run_pod(spec);
-    let main = node.run(&pod, node.script("main", "echo hi >/made; sleep 1000"));
-    assert_eq!(
-        node.sh(&main, "id -u; stat -c %u /bin/busybox /made"),
-        "0\n0\n0\n"
-    );
-    let pid = node.status(&main).pid.unwrap();
-    let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
-    assert_eq!(
-        map.split_whitespace().collect::<Vec<_>>(),
-        ["0", "200000", "65536"]
-    );
     node.remove_pod(&pod);
     node.assert_clean();
 }

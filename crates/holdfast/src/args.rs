@@ -57,6 +57,9 @@ pub enum Format {
 pub enum Command {
     /// Run the server
     Serve(Serve),
+    /// Hold a user namespace until standard input ends
+    #[command(hide = true)]
+    HoldUserNamespace,
     /// List pods
     Pods(Pods),
     /// List containers that run (-a: all)

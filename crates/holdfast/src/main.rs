@@ -25,6 +25,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = match args.command {
         Command::Serve(options) => serve::run(options).map(|()| ExitCode::SUCCESS),
+        Command::HoldUserNamespace => serve::user_namespaces::hold().map(|()| ExitCode::SUCCESS),
         command => commands::run(&args.global, command),
     };
     outcome.unwrap_or_else(|error| {

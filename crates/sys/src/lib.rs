@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod clone;
 pub mod exec;
 pub mod heap;
+pub mod idmap;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;

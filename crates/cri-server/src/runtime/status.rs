@@ -21,8 +21,7 @@ pub fn call(services: &Services, request: v1::StatusRequest) -> Result<v1::Statu
     ];
     let features = v1::RuntimeHandlerFeatures {
         recursive_read_only_mounts: services.node.recursive_read_only,
-        // Not before every part of it is there: idmapped roots, volumes and devices.
-        user_namespaces: false,
+        user_namespaces: services.node.user_namespaces,
     };
     let mut info = BTreeMap::new();
     if request.verbose {
@@ -44,7 +43,7 @@ pub fn call(services: &Services, request: v1::StatusRequest) -> Result<v1::Statu
             .collect(),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: services.node.user_namespaces,
             mount_options: true,
         }),
     })

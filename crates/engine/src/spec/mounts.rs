@@ -52,7 +52,7 @@ pub(crate) fn all(inputs: &Inputs<'_>, modes: &Modes) -> Result<Vec<Mount>, Inva
     wanted.sort_by_key(|mount| depth(mount.destination()));
     // What the client mounts itself, the runtime leaves alone, with everything that would be below it.
     let mut list: Vec<Mount> = defaults(inputs, modes);
-    list.extend(pod_files(inputs));
+    list.extend(pod_files(inputs, modes.user.is_some()));
     list.retain(|own| {
         !wanted
             .iter()
@@ -128,7 +128,7 @@ fn defaults(inputs: &Inputs<'_>, modes: &Modes) -> Vec<Mount> {
     list
 }
 
-fn pod_files(inputs: &Inputs<'_>) -> Vec<Mount> {
+fn pod_files(inputs: &Inputs<'_>, user_namespace: bool) -> Vec<Mount> {
     let access = if inputs.container.security.readonly_rootfs {
         "ro"
     } else {
@@ -136,12 +136,12 @@ fn pod_files(inputs: &Inputs<'_>) -> Vec<Mount> {
     };
     let file = |source: &Path, destination: &str| {
         let source = source.to_string_lossy();
-        mount(
-            "bind",
-            &source,
-            destination,
-            &["bind", "rprivate", "nosuid", "nodev", "noexec", access],
-        )
+        let mut options = vec!["bind", "rprivate", "nosuid", "nodev", "noexec", access];
+        if user_namespace {
+            // They are the container's root's to change.
+            options.push("idmap");
+        }
+        mount("bind", &source, destination, &options)
     };
     let mut list = vec![
         file(&inputs.files.resolv_conf, "/etc/resolv.conf"),

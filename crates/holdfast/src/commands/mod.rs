@@ -52,7 +52,7 @@ async fn dispatch(client: Client, output: Format, command: Command) -> Result<Ex
         Command::Rm(options) => return rm::run(client, options).await,
         Command::Inspect(options) => inspect::run(client, options).await?,
         Command::Status => status::run(client, output).await?,
-        Command::Serve(_) | Command::Version => {}
+        Command::Serve(_) | Command::HoldUserNamespace | Command::Version => {}
     }
     Ok(ExitCode::SUCCESS)
 }

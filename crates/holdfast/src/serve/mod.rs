@@ -6,6 +6,7 @@ mod lock;
 mod privileges;
 mod socket;
 mod upkeep;
+pub mod user_namespaces;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -110,6 +111,7 @@ fn node(config: &Config) -> Node {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         handlers: config.engine.handlers.iter().map(|h| h.name.clone()).collect(),
         recursive_read_only: privileges::kernel_at_least(5, 12),
+        user_namespaces: user_namespaces::probe(&config.root),
         config: serde_json::json!({
             "root": config.root,
             "state": config.state,

@@ -108,6 +108,13 @@ pub(super) fn namespaces(field: &str, namespaces: &Namespaces) -> Result<(), Inv
             field,
             "mode POD needs id mappings for users and for groups",
         )),
+        // As the API server has it: what belongs to the host could not be used from inside.
+        NamespaceMode::Pod if [namespaces.pid, namespaces.ipc].contains(&NamespaceMode::Node) => {
+            Err(Invalid::new(
+                field,
+                "mode POD is not possible with the host's PID or IPC namespace",
+            ))
+        }
         NamespaceMode::Pod => {
             id_mappings(&format!("{field}.uids"), &user.uids)?;
             id_mappings(&format!("{field}.gids"), &user.gids)
