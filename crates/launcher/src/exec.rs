@@ -43,13 +43,17 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let gone = |f: Fault| f.kind(Kind::Precondition);
     let not_running = || format!("{} is not running", plan.name);
     pidfd::signal(plan.init, 0).at(not_running).map_err(gone)?;
-    let what = || "compare user namespaces";
-    let theirs = proc
-        .namespace(plan.init_pid, "user")
-        .at(not_running)
-        .map_err(gone)?;
-    let ours = proc.namespace(0, "user").at(what)?;
-    let in_user_namespace = !namespace::same(&theirs, &ours).at(what)?;
+    let differs = |kind: &str| {
+        let what = || format!("compare {kind} namespaces");
+        let theirs = proc.namespace(plan.init_pid, kind).at(not_running);
+        let theirs = theirs.map_err(gone)?;
+        let ours = proc.namespace(0, kind).at(what)?;
+        namespace::same(&theirs, &ours).at(what).map(|same| !same)
+    };
+    let in_user_namespace = differs("user")?;
+    // The host's, where the container has none of its own: a join would change nothing, and from within a user namespace
+    // it would be refused.
+    let in_cgroup_namespace = differs("cgroup")?;
     let mut place = Place::below(plan.hierarchy, &plan.cgroup, plan.leaf)?;
     if let Some(score) = process.oom_score_adj() {
         set_oom_score(score, plan.clamp_privileges, proc, &mut warnings)?;
@@ -79,7 +83,9 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
                 return 1;
             }
             init.run(|_| {
-                namespace::join_process(plan.init, CGROUP).at(|| "join the cgroup namespace")?;
+                if in_cgroup_namespace {
+                    namespace::join_process(plan.init, CGROUP).at(|| "join the cgroup namespace")?;
+                }
                 if in_user_namespace {
                     become_root()?;
                 }

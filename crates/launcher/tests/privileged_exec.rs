@@ -61,6 +61,41 @@ fn an_exec_is_in_the_container() {
 }
 
 #[test]
+fn an_exec_joins_no_cgroup_namespace_where_the_container_has_the_host_s() {
+    let lab = Lab::new();
+    let host = std::fs::read_link("/proc/self/ns/cgroup").unwrap();
+    for user in [false, true] {
+        let pod = lab.pod_with(&PodOptions {
+            user,
+            ..PodOptions::default()
+        });
+        let mut spec = lab.spec(&pod, "sleep 60");
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        let running = lab.create(&pod, &spec);
+        running.release().unwrap();
+        let mut process = spec["process"].clone();
+        process["args"] = json!([
+            "sh",
+            "-c",
+            "readlink /proc/self/ns/cgroup; readlink /proc/1/ns/cgroup; id -u"
+        ]);
+        let exec = lab.try_exec(&running, &process, "exec-1").unwrap();
+        exec.release().unwrap();
+        let host = host.display();
+        assert_eq!(
+            exec.wait(&lab).ok(),
+            format!("{host}\n{host}\n0\n"),
+            "user: {user}"
+        );
+        running.kill();
+        running.wait(&lab);
+        pod.stop();
+    }
+    lab.finish();
+}
+
+#[test]
 fn an_exec_s_leaf_cgroup_kills_all_of_it() {
     let lab = Lab::new();
     let pod = lab.pod();
@@ -79,8 +114,8 @@ fn an_exec_s_leaf_cgroup_kills_all_of_it() {
         .leaf("exec-1")
         .unwrap();
     leaf.kill().unwrap();
-    leaf.wait_empty(Duration::from_secs(5)).unwrap();
-    leaf.remove(Duration::from_secs(5)).unwrap();
+    leaf.wait_empty(Duration::from_secs(60)).unwrap();
+    leaf.remove(Duration::from_secs(60)).unwrap();
     assert_eq!(exec.wait(&lab).code, 137);
     process["args"] = json!(["sh", "-c", "ps -o args | grep -c '^sleep 5'"]);
     let exec = lab.try_exec(&running, &process, "exec-2").unwrap();

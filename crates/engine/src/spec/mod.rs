@@ -252,9 +252,7 @@ fn namespaces(inputs: &Inputs<'_>, modes: &Modes) -> Result<Vec<LinuxNamespace>,
         list.push(namespace(LinuxNamespaceType::Network, Some("pod:")));
         list.push(namespace(LinuxNamespaceType::Uts, Some("pod:")));
     }
-    // In a user namespace also on version 1: the host's could not be joined again by an exec.
-    let own_cgroups = inputs.host.cgroup_v2 && !inputs.container.security.privileged;
-    if own_cgroups || modes.user.is_some() {
+    if inputs.host.cgroup_v2 && !inputs.container.security.privileged {
         list.push(namespace(LinuxNamespaceType::Cgroup, None));
     }
     if modes.user.is_some() {
