@@ -315,6 +315,7 @@ impl Monitor {
         let purpose = Purpose::Unwind {
             asker: creating.asker,
             failure,
+            removing: std::mem::take(&mut container.removing),
         };
         self.start_cgroup_job(purpose, |all| cgroup::remove(all, &container.cgroup));
     }
@@ -408,12 +409,19 @@ impl Monitor {
     }
 
     pub(crate) fn remove_container(&mut self, asker: Asker, id: &str) -> Result<(), Failure> {
-        let Ok(container) = self.known(id) else {
-            // Gone already, or being created: the latter's create fails or succeeds by itself.
+        let Some(container) = self.containers.iter_mut().find(|container| container.id == id) else {
+            // Gone already.
             self.answer_done(asker, Ok(()));
             return Ok(());
         };
         let key = container.key;
+        if container.creating.is_some() {
+            // Whoever began it is gone or has given up: nobody would want what comes of it.
+            container.removing.push(asker);
+            let text = format!("container {id} was removed while it was created");
+            self.create_failed(key, failure(FailureKind::Precondition, text));
+            return Ok(());
+        }
         container.removing.push(asker);
         if container.removing.len() > 1 {
             return Ok(());

@@ -109,10 +109,10 @@ impl Monitor {
         match notice {
             Notice::Opened { errno } => self.log_opened(key, errno),
             Notice::Drained => self.log_drained(key),
-            Notice::Trouble { errno } => self.event(event::Body::LogTrouble(LogTrouble {
+            Notice::Trouble { errno, dropped } => self.event(event::Body::LogTrouble(LogTrouble {
                 container_id,
                 error: io::Error::from_raw_os_error(errno).to_string(),
-                dropped_bytes: 0,
+                dropped_bytes: dropped,
             })),
             Notice::Recovered { dropped } => self.event(event::Body::LogTrouble(LogTrouble {
                 container_id,

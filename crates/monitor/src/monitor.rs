@@ -61,10 +61,11 @@ pub(crate) struct Build {
 /// Why a job runs.
 #[derive(Debug)]
 pub(crate) enum Purpose {
-    /// Clean up after a sandbox or container that did not come to be, then say so.
+    /// Clean up after a sandbox or container that did not come to be, then say so; also to those who wanted it removed.
     Unwind {
         asker: Asker,
         failure: Failure,
+        removing: Vec<Asker>,
     },
     /// OOM fact and last processes of a container that has ended.
     Settle {
@@ -370,7 +371,17 @@ impl Monitor {
 
     fn job_done(&mut self, purpose: Purpose, outcome: Outcome, fds: &[OwnedFd]) {
         match purpose {
-            Purpose::Unwind { asker, failure } => self.answer(asker, reply::Body::Error(failure)),
+            Purpose::Unwind {
+                asker,
+                failure,
+                removing,
+            } => {
+                self.answer(asker, reply::Body::Error(failure));
+                let outcome = outcome.map(drop);
+                for asker in removing {
+                    self.answer_done(asker, outcome.clone());
+                }
+            }
             Purpose::Settle { container } => self.settled(container, outcome),
             Purpose::KillAll { asker } => self.answer_done(asker, outcome.map(drop)),
             Purpose::Remove { container } => self.removed(container, outcome),

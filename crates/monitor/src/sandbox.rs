@@ -139,7 +139,11 @@ impl Monitor {
         let Some(sandbox) = self.sandbox.take() else {
             return self.answer(asker, reply::Body::Error(failure));
         };
-        let purpose = Purpose::Unwind { asker, failure };
+        let purpose = Purpose::Unwind {
+            asker,
+            failure,
+            removing: Vec::new(),
+        };
         self.start_cgroup_job(purpose, move |all| {
             clean(all, &sandbox.cgroup, &sandbox.netns_path)
         });

@@ -284,8 +284,12 @@ impl<'a> Child<'a> {
             let _ = tap.give(&[], tty);
         }
         self.framer.flush(&mut self.log);
-        self.log.recover(true);
+        let recovered = self.log.recover(true);
         self.report();
+        if !recovered {
+            let (errno, dropped, _) = self.log.condition();
+            wire::send_notice(self.spec.control, Notice::Trouble { errno, dropped });
+        }
         wire::send_notice(self.spec.control, Notice::Drained);
         self.leaving = true;
     }
@@ -293,7 +297,7 @@ impl<'a> Child<'a> {
     fn report(&mut self) {
         for change in self.log.changes() {
             let notice = match change {
-                Change::Trouble { errno } => Notice::Trouble { errno },
+                Change::Trouble { errno } => Notice::Trouble { errno, dropped: 0 },
                 Change::Recovered { dropped } => Notice::Recovered { dropped },
             };
             wire::send_notice(self.spec.control, notice);

@@ -30,8 +30,8 @@ pub enum Order {
 pub enum Notice {
     /// The log was opened, as asked; 0 or the errno.
     Opened { errno: i32 },
-    /// The log cannot be written: output is dropped from now on.
-    Trouble { errno: i32 },
+    /// The log cannot be written: output is dropped from now on. At the container's end once more, with how much was.
+    Trouble { errno: i32, dropped: u64 },
     /// The log works again.
     Recovered { dropped: u64 },
     /// No writer holds this stream any more.
@@ -90,7 +90,7 @@ pub fn take_order(control: BorrowedFd<'_>) -> io::Result<Option<Order>> {
 pub fn send_notice(control: BorrowedFd<'_>, notice: Notice) {
     let (kind, number, value) = match notice {
         Notice::Opened { errno } => (1, errno, 0),
-        Notice::Trouble { errno } => (2, errno, 0),
+        Notice::Trouble { errno, dropped } => (2, errno, dropped),
         Notice::Recovered { dropped } => (3, 0, dropped),
         Notice::Ended {
             stream: Stream::Stdout,
@@ -121,12 +121,11 @@ pub fn take_notice(control: BorrowedFd<'_>) -> io::Result<Option<Notice>> {
     let [kind, e0, e1, e2, e3, value @ ..] = bytes;
     let errno = i32::from_le_bytes([e0, e1, e2, e3]);
     let key = errno.cast_unsigned();
+    let dropped = u64::from_le_bytes(value);
     Ok(Some(match kind {
         1 => Notice::Opened { errno },
-        2 => Notice::Trouble { errno },
-        3 => Notice::Recovered {
-            dropped: u64::from_le_bytes(value),
-        },
+        2 => Notice::Trouble { errno, dropped },
+        3 => Notice::Recovered { dropped },
         4 => Notice::Ended {
             stream: Stream::Stdout,
         },
@@ -155,7 +154,10 @@ mod tests {
         let (left, right) = scm::pair().unwrap();
         for notice in [
             Notice::Opened { errno: -3 },
-            Notice::Trouble { errno: 28 },
+            Notice::Trouble {
+                errno: 28,
+                dropped: 7,
+            },
             Notice::Recovered { dropped: u64::MAX },
             Notice::Ended {
                 stream: Stream::Stdout,
