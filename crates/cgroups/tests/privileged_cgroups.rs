@@ -4,30 +4,34 @@
 use holdfast_cgroups::{
     Cgroup, Controller, Cpu, DeviceKind, DeviceRule, Error, Hierarchy, Limits, Memory, Mode, Stage,
 };
+use holdfast_testkit::Reaper;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A cgroup of this test alone, gone when it ends.
 struct Fixture {
     hierarchy: Hierarchy,
     top: String,
     cgroup: Cgroup,
+    _reaper: Reaper,
 }
 
 impl Fixture {
     fn new(name: &str) -> Self {
         let hierarchy = Hierarchy::detect().unwrap();
         let top = format!("/holdfast-test-{name}-{}", std::process::id());
+        let reaper = Reaper::of_cgroup(&top);
         let cgroup = hierarchy.create(&format!("{top}/pod/container")).unwrap();
         Self {
             hierarchy,
             top,
             cgroup,
+            _reaper: reaper,
         }
     }
 }

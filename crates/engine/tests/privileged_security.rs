@@ -247,7 +247,7 @@ fn terminals_and_exec_limits() {
             "-c".into(),
             "sleep 1111 & echo begun; sleep 2222".into(),
         ],
-        timeout: Some(Duration::from_millis(300)),
+        timeout: Some(Duration::from_secs(2)),
     };
     let done = node.block_on(node.engine().exec_sync(&tty, request)).unwrap();
     assert!(done.timed_out && done.stdout == b"begun\n");

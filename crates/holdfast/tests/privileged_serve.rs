@@ -12,10 +12,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Node {
     dir: tempfile::TempDir,
+    _reaper: holdfast_testkit::Reaper,
 }
 
 impl Node {
@@ -23,6 +24,8 @@ impl Node {
     fn new() -> Self {
         let helpers =
             std::env::var_os("HOLDFAST_HELPERS").expect("HOLDFAST_HELPERS names the helpers' directory");
+        let cgroup = format!("/holdfast-test-serve-{}", std::process::id());
+        let reaper = holdfast_testkit::Reaper::of_cgroup(&cgroup);
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
         let (none, private) = (
             None::<&str>,
@@ -31,12 +34,13 @@ impl Node {
         nix::mount::mount(none, "/", none, private, none).unwrap();
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let text = format!(
-            "root = \"{0}/root\"\nstate = \"{0}/state\"\nhelpers = \"{1}\"\n[network]\ncni_conf_dir = \"{0}/cni\"\n",
+            "root = \"{0}/root\"\nstate = \"{0}/state\"\nhelpers = \"{1}\"\n[network]\ncni_conf_dir = \"{0}/cni\"\n\
+             [pods]\ncgroup = \"{cgroup}/pods\"\nmonitor_cgroup = \"{cgroup}/monitors\"\n",
             dir.path().display(),
             PathBuf::from(&helpers).display()
         );
         std::fs::write(dir.path().join("config.toml"), text).unwrap();
-        Self { dir }
+        Self { dir, _reaper: reaper }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -222,7 +226,8 @@ fn a_pod_outlives_its_server() {
 
     let daemon = node.serve();
     node.run(&["image", "load", archive.to_str().unwrap()]);
-    let script = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep 0.02; done; exit 5";
+    let script = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep 0.02; done; \
+                  while [ ! -e /end ]; do sleep 0.05; done; exit 5";
     let logs = node.path("logs");
     let run = [
         "run",
@@ -251,6 +256,7 @@ fn a_pod_outlives_its_server() {
         Path::new("/proc").join(&pid).exists(),
         "the container died with the server"
     );
+    std::fs::write(Path::new("/proc").join(&pid).join("root/end"), "").unwrap();
     let daemon = node.serve();
     node.until("the container ends", || {
         node.run(&["inspect", &id, "--field", "status.state"]) == "CONTAINER_EXITED"

@@ -302,7 +302,7 @@ fn a_build_that_hangs_can_be_given_up() {
     let start = Instant::now();
     running.kill();
     assert_eq!(running.wait(&lab).code, 137);
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(50));
     pidfd::signal(pod.built.pidfd.as_fd(), 0).unwrap();
     pod.stop();
     lab.finish();

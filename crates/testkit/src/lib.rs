@@ -2,7 +2,8 @@
 //!
 //! Owns: isolated mount and network namespaces, scratch directories, a root file system from busybox, and
 //! [`Inventory`]: everything in the kernel and on disk that belongs to one holdfast, to be compared with an earlier
-//! state ([`Leaks`]) or with what the living records own ([`Expected`]). Leaves out driving the runtime.
+//! state ([`Leaks`]) or with what the living records own ([`Expected`]); and [`Reaper`], which ends a killed test's
+//! processes. Leaves out driving the runtime.
 //!
 //! Fixtures panic, with what failed, where a test could not go on anyway. Nothing skips: a privileged test that cannot
 //! run fails.
@@ -27,6 +28,7 @@ mod leaks;
 mod mounts;
 mod net;
 mod procfs;
+mod reaper;
 mod rootfs;
 mod scope;
 mod scratch;
@@ -37,6 +39,7 @@ pub use leaks::Leaks;
 pub use mounts::{isolate_mounts, mount_tmpfs};
 pub use net::NetNamespace;
 pub use procfs::{Process, descriptors_of};
+pub use reaper::Reaper;
 pub use rootfs::{BUSYBOX, busybox_rootfs};
 pub use scope::Scope;
 pub use scratch::Scratch;

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use holdfast_testkit::{
-    Inventory, Leaks, NetNamespace, Scope, Scratch, busybox_rootfs, isolate_mounts, mount_tmpfs,
+    Inventory, Leaks, NetNamespace, Reaper, Scope, Scratch, busybox_rootfs, isolate_mounts, mount_tmpfs,
+    wait_for,
 };
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -132,6 +133,33 @@ fn descriptors_of_the_daemon_are_counted() {
     assert_eq!(found, ["descriptors of the daemon on /dev/zero: 0 before, 2 now"]);
     drop(input);
     daemon.wait().unwrap();
+}
+
+#[test]
+fn what_a_killed_test_left_is_ended() {
+    let name = format!("holdfast-test-reaper-{}", std::process::id());
+    let reaper = Reaper::of_cgroup(&format!("/{name}"));
+    let below = format!("{name}/pods/container");
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "trap '' TERM; while :; do sleep 1; done"])
+        .spawn()
+        .unwrap();
+    for dir in cgroups(&below) {
+        // Not all controllers of version 1 take a process at once (cpuset has no processors yet): one is enough.
+        let _ = std::fs::create_dir_all(&dir);
+        let _ = std::fs::write(dir.join("cgroup.procs"), child.id().to_string());
+    }
+    assert!(cgroups(&below).iter().any(|dir| dir.exists()));
+    assert!(child.try_wait().unwrap().is_none());
+    // As the death of the test's process does, this closes the pipe.
+    drop(reaper);
+    let ended = wait_for(Duration::from_secs(10), "the child's end", || {
+        child.try_wait().unwrap()
+    });
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(9));
+    wait_for(Duration::from_secs(10), "the cgroups to go", || {
+        (!cgroups(&name).iter().any(|dir| dir.exists())).then_some(())
+    });
 }
 
 #[test]

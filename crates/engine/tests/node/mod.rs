@@ -14,13 +14,18 @@ use holdfast_model::{
     SandboxMetadata, SandboxSpec,
 };
 use holdfast_network::Network;
-use holdfast_testkit::{Leaks, NetNamespace, Scope, Scratch, isolate_mounts};
+use holdfast_testkit::{Leaks, NetNamespace, Reaper, Scope, Scratch, isolate_mounts};
 
+/// Longest that anything here may take, in an emulated machine too.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const IMAGE: &str = "localhost/busybox:latest";
 
 pub struct Node {
     pub cgroup: String,
-    runtime: tokio::runtime::Runtime,
+    /// The daemon's: it dies with it.
+    runtime: Option<tokio::runtime::Runtime>,
+    /// The images': they stay open.
+    steady: tokio::runtime::Runtime,
     engine: Option<Engine>,
     images: Option<Images>,
     leaks: Option<Leaks>,
@@ -30,6 +35,7 @@ pub struct Node {
     pub scratch: Scratch,
     /// As short as an operator's would be.
     state: tempfile::TempDir,
+    _reaper: Reaper,
 }
 
 fn helpers() -> PathBuf {
@@ -56,22 +62,20 @@ impl Node {
             std::fs::create_dir_all(scratch.path().join(dir)).unwrap();
         }
         let cgroup = format!("/holdfast-test-{name}-{}", std::process::id());
+        let reaper = Reaper::of_cgroup(&cgroup);
         let bridge = format!("hft{}", std::process::id() % 100_000);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
         let mut node = Self {
             scratch,
             state,
             cgroup,
-            runtime,
+            runtime: None,
+            steady: runtime(),
             engine: None,
             images: None,
             leaks: None,
             unclaimed_after,
             bridge,
+            _reaper: reaper,
         };
         node.open();
         node.load_image();
@@ -104,7 +108,7 @@ impl Node {
     /// What a daemon does at its start.
     pub fn open(&mut self) {
         let (root, state) = (self.path("root"), self.state().to_path_buf());
-        let _inside = self.runtime.enter();
+        let _inside = self.steady.enter();
         let images = self.images.clone().unwrap_or_else(|| {
             let registry = holdfast_registry::Client::new(holdfast_registry::Config::default());
             Images::open(&root, holdfast_images::Config::default(), Arc::new(registry)).unwrap()
@@ -113,22 +117,23 @@ impl Node {
         let mut network = holdfast_network::Config::new(&root, &state);
         network.cni_conf_dir = self.path("no-cni");
         network.bridge.name = self.bridge.clone();
+        let _inside = self.runtime.get_or_insert_with(runtime).enter();
         let network = Network::open(network).unwrap();
         let mut config = Config::new(&root, &state, helpers());
         config.default_cgroup = format!("{}/pods", self.cgroup);
         config.monitor_cgroup = format!("{}/monitors", self.cgroup);
         config.unclaimed_after = self.unclaimed_after;
-        self.engine = Some(
-            self.runtime
-                .block_on(Engine::open(config, images, network))
-                .unwrap(),
-        );
+        self.engine = Some(self.block_on(Engine::open(config, images, network)).unwrap());
     }
 
-    /// As `kill -9` leaves things: nobody tidies up, nobody says good-bye. (Images stay open: one process, one lock.)
+    /// As `kill -9` leaves things: everything stops where it is, nobody tidies up, nobody says good-bye. (Images stay
+    /// open: one process, one lock.)
     pub fn crash(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Writes to the disk cannot be broken off.
+            runtime.shutdown_timeout(PATIENCE);
+        }
         drop(self.engine.take());
-        std::thread::sleep(Duration::from_millis(50));
     }
 
     fn load_image(&self) {
@@ -140,7 +145,7 @@ impl Node {
         let layout = self.path("image");
         image::layout(&layout, name, above, volumes);
         let images = self.images.as_ref().unwrap();
-        self.runtime.block_on(images.load_archive(&layout, None)).unwrap();
+        self.steady.block_on(images.load_archive(&layout, None)).unwrap();
         std::fs::remove_dir_all(&layout).unwrap();
     }
 
@@ -153,14 +158,18 @@ impl Node {
     }
 
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
-        self.runtime.block_on(work)
+        self.runtime().block_on(work)
+    }
+
+    fn runtime(&self) -> &tokio::runtime::Runtime {
+        self.runtime.as_ref().expect("the daemon is open")
     }
 
     pub fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> tokio::task::JoinHandle<T> {
-        self.runtime.spawn(work)
+        self.runtime().spawn(work)
     }
 
     pub fn host_pod(&self, name: &str) -> SandboxSpec {
@@ -224,7 +233,7 @@ impl Node {
     pub fn exec(&self, container: &str, command: &[&str]) -> ExecOutput {
         let request = ExecRequest {
             command: command.iter().map(|word| (*word).to_owned()).collect(),
-            timeout: Some(Duration::from_secs(20)),
+            timeout: Some(PATIENCE),
         };
         let done = self.block_on(self.engine().exec_sync(container, request));
         done.unwrap_or_else(|e| panic!("{}", e.chain()))
@@ -274,7 +283,7 @@ impl Node {
     pub fn assert_clean(&mut self) {
         assert!(self.engine().sandboxes().is_empty(), "pods are left");
         assert!(self.engine().containers().is_empty(), "containers are left");
-        self.leaks.as_ref().unwrap().assert_clean(Duration::from_secs(5));
+        self.leaks.as_ref().unwrap().assert_clean(PATIENCE);
     }
 }
 
@@ -283,7 +292,7 @@ impl Drop for Node {
         // After a failed test too: pods are ended, then the cgroup goes.
         if let Some(engine) = self.engine.take() {
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                self.runtime.block_on(async {
+                self.block_on(async {
                     for pod in engine.sandboxes() {
                         let _ = engine.remove_pod_sandbox(pod.id.as_str()).await;
                     }
@@ -298,9 +307,14 @@ impl Drop for Node {
     }
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().unwrap()
+}
+
 /// Asks until there is an answer.
 pub fn wait<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
-    holdfast_testkit::wait_for(Duration::from_secs(15), what, check)
+    holdfast_testkit::wait_for(PATIENCE, what, check)
 }
 
 pub fn alive(pid: i32) -> bool {

@@ -14,6 +14,7 @@ use holdfast_launcher::{
     create_container, create_sandbox, exec,
 };
 use holdfast_sys::{clone, namespace, pidfd};
+use holdfast_testkit::Reaper;
 use serde_json::{Value, json};
 
 const APPLETS: &[&str] = &[
@@ -29,6 +30,7 @@ pub struct Lab {
     pub cgroup: String,
     before: Snapshot,
     next: std::cell::Cell<u32>,
+    _reaper: Reaper,
 }
 
 #[derive(PartialEq, Debug)]
@@ -149,6 +151,8 @@ pub const MAP: IdMap = IdMap {
 impl Lab {
     pub fn new() -> Self {
         assert!(rustix::process::geteuid().is_root(), "privileged tests need root");
+        let cgroup = format!("/holdfast-test-{}", std::process::id());
+        let reaper = Reaper::of_cgroup(&cgroup);
         namespace::unshare(clone::NEWNS).unwrap();
         rustix::mount::mount_change(
             "/",
@@ -162,11 +166,12 @@ impl Lab {
             .unwrap();
         let hierarchy = Hierarchy::detect().unwrap();
         let lab = Self {
-            cgroup: format!("/holdfast-test-{}", std::process::id()),
+            cgroup,
             hierarchy,
             dir,
             before: Snapshot::take(),
             next: 0.into(),
+            _reaper: reaper,
         };
         lab.make_image();
         lab
@@ -468,14 +473,14 @@ impl Lab {
     pub fn remove_cgroup(&self, path: &str) {
         if let Ok(cgroup) = self.hierarchy.open(path) {
             cgroup.kill().unwrap();
-            cgroup.wait_empty(Duration::from_secs(5)).unwrap();
-            cgroup.remove(Duration::from_secs(5)).unwrap();
+            cgroup.wait_empty(Duration::from_secs(60)).unwrap();
+            cgroup.remove(Duration::from_secs(60)).unwrap();
         }
     }
 
     /// Removes the test's cgroups and checks that no child, mount, descriptor or cgroup is left.
     pub fn finish(self) {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         // Short-lived helpers of the launcher are this process's children, too.
         while pidfd::reap_any().unwrap().is_some() {}
         self.remove_cgroup(&format!("{}/pause", self.cgroup));

@@ -10,6 +10,7 @@ use holdfast_monitor_api::message::{
     Cgroup, CreateContainer, CreateSandbox, ExecFinished, ExecSync, Exit, Init, Rootfs,
 };
 use holdfast_monitor_api::{Client, Container, EventStream, MonitorEvent, Sandbox, Spawned};
+use holdfast_testkit::Reaper;
 use serde_json::{Value, json};
 
 const APPLETS: &[&str] = &[
@@ -66,6 +67,7 @@ pub struct Pod {
     pub sandbox: Sandbox,
     /// Events that were read while waiting for another.
     pub seen: Vec<MonitorEvent>,
+    _reaper: Reaper,
 }
 
 pub struct Started {
@@ -86,8 +88,10 @@ impl Pod {
         std::fs::create_dir_all(dir.path().join("logs")).unwrap();
         let id = "5a".repeat(32);
         let cgroup = format!("/holdfast-test-{}", std::process::id());
+        let reaper = Reaper::of_cgroup(&cgroup);
         let monitor = spawn().await;
-        monitor.client.init(init(dir.path(), &id)).await.unwrap();
+        let first = init(dir.path(), &id, &cgroup);
+        monitor.client.init(first).await.unwrap();
         let sandbox = monitor
             .client
             .create_sandbox(create_sandbox(&cgroup))
@@ -100,6 +104,7 @@ impl Pod {
             monitor,
             sandbox,
             seen: Vec::new(),
+            _reaper: reaper,
         }
     }
 
@@ -108,7 +113,7 @@ impl Pod {
     }
 
     pub fn init(&self) -> Init {
-        init(self.dir.path(), &self.id)
+        init(self.dir.path(), &self.id, &self.cgroup)
     }
 
     pub fn create_sandbox(&self) -> CreateSandbox {
@@ -213,6 +218,10 @@ impl Pod {
     /// For tests whose monitor was replaced: cgroups are gone, and no process has our directory's name.
     pub fn check_nothing_left(&self) {
         let hierarchy = holdfast_cgroups::Hierarchy::detect().unwrap();
+        // Where the monitor was: the daemon's to remove.
+        let monitor = hierarchy.open(&format!("{}/monitor", self.cgroup)).unwrap();
+        monitor.wait_empty(PATIENCE).unwrap();
+        monitor.remove(PATIENCE).unwrap();
         let left = hierarchy.children(&self.cgroup).unwrap();
         assert_eq!(left, Vec::<String>::new(), "cgroups are left");
         hierarchy.remove_if_empty(&self.cgroup).unwrap();
@@ -259,13 +268,13 @@ pub fn exec_request(id: &str, script: &str, timeout: Duration) -> ExecSync {
     }
 }
 
-fn init(dir: &Path, id: &str) -> Init {
+fn init(dir: &Path, id: &str, cgroup: &str) -> Init {
     Init {
         sandbox_id: id.to_owned(),
         pod: "test/pod".to_owned(),
         state_dir: dir.join("state").to_str().unwrap().to_owned(),
         pause_path: pause_program().to_str().unwrap().to_owned(),
-        monitor_cgroup: String::new(),
+        monitor_cgroup: format!("{cgroup}/monitor"),
     }
 }
 
