@@ -135,6 +135,12 @@ impl Building {
         self.builder_pid
     }
 
+    /// The builder's pidfd: readable from its death on.
+    #[must_use]
+    pub fn builder(&self) -> BorrowedFd<'_> {
+        self.builder.as_fd()
+    }
+
     /// Takes the report if it is there; never waits. After `Some` or an error the builder is ending, and its exit status is
     /// for whoever reaps everything.
     pub fn poll(&mut self) -> Result<Option<Built>, Error> {

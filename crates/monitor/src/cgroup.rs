@@ -1,10 +1,12 @@
 //! What the monitor does to cgroups, each in a job's child: none of it may run in the loop.
 
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use holdfast_cgroups::{Cgroup, Error, Hierarchy, systemd_scope_path};
 use holdfast_launcher::{CgroupDriver, CgroupRef};
 use holdfast_monitor_api::message::{self, Failure, FailureKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::error::{chain, failure};
 use crate::job::Outcome;
@@ -43,6 +45,12 @@ pub fn detect() -> Result<Hierarchy, Failure> {
 /// Kills everything in it. Does not wait.
 pub fn kill(hierarchy: &Hierarchy, cgroup: &CgroupRef) -> Outcome {
     if_there(hierarchy, cgroup, |cgroup| cgroup.kill().map(|()| 0))
+}
+
+/// Waits until a process that was killed is dead; not for one that hangs in the kernel.
+pub fn wait_for_death(pidfd: BorrowedFd<'_>) {
+    let mut watched = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let _ = poll(&mut watched, Timespec::try_from(DIE).ok().as_ref());
 }
 
 /// Kills everything in it and removes it with all that is below.

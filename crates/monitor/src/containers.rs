@@ -299,13 +299,11 @@ impl Monitor {
 
     /// Takes back a container that did not come to be, and says so once nothing of it is left.
     pub(crate) fn create_failed(&mut self, key: u32, failure: Failure) {
-        if let Some(index) = self
+        let builder = self
             .builds
             .iter()
             .position(|build| matches!(build.goal, Goal::Container(k) if k == key))
-        {
-            self.drop_build(index);
-        }
+            .map(|index| self.drop_build(index));
         let Some(mut container) = self.take_container(key) else {
             return;
         };
@@ -317,7 +315,13 @@ impl Monitor {
             failure,
             removing: std::mem::take(&mut container.removing),
         };
-        self.start_cgroup_job(purpose, |all| cgroup::remove(all, &container.cgroup));
+        self.start_cgroup_job(purpose, |all| {
+            // What it is just making would come after the removal.
+            if let Some(build) = &builder {
+                cgroup::wait_for_death(build.building.builder());
+            }
+            cgroup::remove(all, &container.cgroup)
+        });
     }
 
     /// Takes a container off the list and lets go of all that belongs to it.
