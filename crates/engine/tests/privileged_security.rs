@@ -268,3 +268,16 @@ fn terminals_and_exec_limits() {
     node.remove_pod(&pod);
     node.assert_clean();
 }
+
+#[test]
+fn a_log_path_in_a_pod_without_a_directory_is_no_log() {
+    let mut node = Node::new("nolog");
+    let mut spec = node.host_pod("one");
+    spec.log_directory.clear();
+    let pod = node.run_pod(spec);
+    let main = node.run(&pod, node.script("main", "echo heard by nobody"));
+    assert_eq!(node.wait_exit(&main).exit.as_ref().unwrap().code, 0);
+    assert_eq!(node.status(&main).log_path, "");
+    node.remove_pod(&pod);
+    node.assert_clean();
+}

@@ -205,7 +205,11 @@ fn profile(kind: &str, wire: v1::SecurityProfile) -> Result<SecurityProfile, Inv
     Ok(match enumeration(&field, wire.profile_type)? {
         ProfileType::RuntimeDefault => SecurityProfile::RuntimeDefault,
         ProfileType::Unconfined => SecurityProfile::Unconfined,
-        ProfileType::Localhost => SecurityProfile::Localhost(wire.localhost_ref),
+        // Some clients repeat the prefix of the deprecated fields here.
+        ProfileType::Localhost => {
+            let name = wire.localhost_ref.strip_prefix("localhost/");
+            SecurityProfile::Localhost(name.map_or_else(|| wire.localhost_ref.clone(), str::to_owned))
+        }
     })
 }
 

@@ -167,7 +167,7 @@ impl Pod {
                 .and_then(|container| container.record.pid),
             _ => None,
         };
-        let log_path = if wanted.log_path.is_empty() {
+        let log_path = if wanted.log_path.is_empty() || self.record.spec.log_directory.is_empty() {
             String::new()
         } else {
             Path::new(&self.record.spec.log_directory)
