@@ -40,6 +40,16 @@ pub fn images(error: holdfast_images::Error) -> Status {
     status(code, &error)
 }
 
+pub fn streaming(error: holdfast_streaming::RequestError) -> Status {
+    use holdfast_streaming::{RequestError, TokenError};
+    let code = match &error {
+        RequestError::Invalid { .. } => code(Kind::Invalid),
+        RequestError::Token(TokenError::Full) => code(Kind::Exhausted),
+        RequestError::Token(TokenError::Random(_)) => code(Kind::Internal),
+    };
+    status(code, &error)
+}
+
 pub fn invalid(error: Invalid) -> Status {
     Status::invalid_argument(error.to_string())
 }

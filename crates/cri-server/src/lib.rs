@@ -35,5 +35,6 @@ pub use node::Node;
 pub struct Services {
     pub engine: Engine,
     pub images: Images,
+    pub streaming: std::sync::Arc<holdfast_streaming::Server>,
     pub node: std::sync::Arc<Node>,
 }

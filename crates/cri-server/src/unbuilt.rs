@@ -2,12 +2,6 @@
 
 use tonic::Status;
 
-pub fn streaming(call: &str) -> Status {
-    Status::unimplemented(format!(
-        "{call} needs the streaming server, which this release does not have; ExecSync works"
-    ))
-}
-
 pub fn stats(call: &str) -> Status {
     Status::unimplemented(format!(
         "{call}: this release collects no statistics; kubelet falls back to cAdvisor"

@@ -29,6 +29,6 @@ mod writer;
 mod ws;
 
 pub use backend::{AttachRequest, Backend, BackendError, ExecRequest, Exit, Process, Resize};
-pub use server::{Config, RequestError, Server, StartError};
+pub use server::{Bound, Config, RequestError, Server, StartError};
 pub use tls::{TlsError, TlsFiles};
 pub use tokens::TokenError;

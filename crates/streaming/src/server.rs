@@ -89,8 +89,18 @@ pub struct Server {
     _stop: DropGuard,
 }
 
-impl Server {
-    pub async fn start(config: Config, backend: Arc<dyn Backend>) -> Result<Self, StartError> {
+/// A socket that listens, before there is anybody to serve.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    base: String,
+    idle_timeout: Duration,
+}
+
+impl Bound {
+    /// Reads the certificate and takes the address: all that can go wrong.
+    pub async fn new(config: Config) -> Result<Self, StartError> {
         let tls = config.tls.map(Tls::load).transpose()?.map(Arc::new);
         let address = SocketAddr::new(config.address, config.port);
         let listen = |source| StartError::Listen { address, source };
@@ -99,27 +109,39 @@ impl Server {
         if tls.is_none() && !bound.ip().is_loopback() {
             tracing::warn!(address = %bound, "streams are served without TLS and not on loopback only");
         }
-        let base = format!(
-            "{}://{}",
-            if tls.is_some() { "https" } else { "http" },
-            reachable(bound)
-        );
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        Ok(Self {
+            listener,
+            tls,
+            base: format!("{scheme}://{}", reachable(bound)),
+            idle_timeout: config.idle_timeout,
+        })
+    }
+
+    /// What the URLs begin with.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub fn serve(self, backend: Arc<dyn Backend>) -> Server {
         let stop = CancellationToken::new();
         let tokens = Arc::new(Tokens::new());
         let shared = Arc::new(Shared {
             tokens: tokens.clone(),
             backend,
-            idle_timeout: config.idle_timeout,
+            idle_timeout: self.idle_timeout,
             stop: stop.clone(),
         });
-        tokio::spawn(accept(listener, shared, tls));
-        Ok(Self {
+        tokio::spawn(accept(self.listener, shared, self.tls));
+        Server {
             tokens,
-            base,
+            base: self.base,
             _stop: stop.drop_guard(),
-        })
+        }
     }
+}
 
+impl Server {
     /// The URL under which a command can be run, once and within a minute.
     pub fn exec(&self, request: ExecRequest) -> Result<String, RequestError> {
         if request.command.first().is_none_or(String::is_empty) {

@@ -13,7 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::{AttachRequest, Backend, BackendError, Config, ExecRequest, Process, Server};
+use crate::{AttachRequest, Backend, BackendError, Bound, Config, ExecRequest, Process, Server};
 
 #[derive(Debug, Default)]
 pub struct TestBackend {
@@ -121,7 +121,7 @@ impl Backend for TestBackend {
 
 pub async fn start(config: Config) -> (Server, Arc<TestBackend>) {
     let backend = Arc::new(TestBackend::default());
-    (Server::start(config, backend.clone()).await.unwrap(), backend)
+    (Bound::new(config).await.unwrap().serve(backend.clone()), backend)
 }
 
 pub fn command(words: &[&str]) -> ExecRequest {

@@ -1,12 +1,15 @@
 //! RuntimeService, one file per call.
 
+mod attach;
 mod container_status;
 mod create_container;
+mod exec;
 mod exec_sync;
 mod get_container_events;
 mod list_containers;
 mod list_pod_sandbox;
 mod pod_sandbox_status;
+mod port_forward;
 mod remove_container;
 mod remove_pod_sandbox;
 mod reopen_container_log;
@@ -19,13 +22,17 @@ mod stop_pod_sandbox;
 mod update_runtime_config;
 mod version;
 
+use std::sync::Arc;
+
 use holdfast_cri_api::v1;
 use holdfast_cri_api::v1::runtime_service_server::RuntimeService;
+use holdfast_engine::Error;
+use holdfast_model::{ContainerRecord, ContainerState};
 use tokio_stream::Pending;
 use tonic::{Request, Response, Status};
 
 use crate::batches::Batches;
-use crate::{Services, call, unbuilt};
+use crate::{Services, call, error, unbuilt};
 
 pub use get_container_events::Subscribers;
 
@@ -33,6 +40,20 @@ pub struct RuntimeCalls(pub Services, pub Subscribers);
 
 type Reply<T> = Result<Response<T>, Status>;
 type Nothing<T> = Pending<Result<T, Status>>;
+
+/// A container that streams can be asked for; whoever comes with the URL finds out whether it still runs.
+fn running_container(services: &Services, id: &str) -> Result<Arc<ContainerRecord>, Status> {
+    let container = services.engine.container(id).map_err(error::engine)?;
+    if container.state == ContainerState::Running {
+        return Ok(container);
+    }
+    Err(error::engine(Error::State {
+        what: "container",
+        id: container.id.to_string(),
+        state: container.state.name(),
+        wanted: "it must be running",
+    }))
+}
 
 #[tonic::async_trait]
 impl RuntimeService for RuntimeCalls {
@@ -265,16 +286,25 @@ impl RuntimeService for RuntimeCalls {
         Err(unbuilt::update("UpdateContainerResources"))
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Reply<v1::ExecResponse> {
-        Err(unbuilt::streaming("Exec"))
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Reply<v1::ExecResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        let work = async { exec::call(&self.0, request) };
+        call::run("Exec", &subject, Some(call::READ), work).await
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
-        Err(unbuilt::streaming("Attach"))
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        let work = async { attach::call(&self.0, request) };
+        call::run("Attach", &subject, Some(call::READ), work).await
     }
 
-    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Reply<v1::PortForwardResponse> {
-        Err(unbuilt::streaming("PortForward"))
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Reply<v1::PortForwardResponse> {
+        let request = request.into_inner();
+        let subject = request.pod_sandbox_id.clone();
+        let work = async { port_forward::call(&self.0, request) };
+        call::run("PortForward", &subject, Some(call::READ), work).await
     }
 
     async fn container_stats(

@@ -18,6 +18,7 @@ pub struct Raw {
     pub helpers: Option<PathBuf>,
     pub log: Log,
     pub server: Server,
+    pub streaming: Streaming,
     pub pods: Pods,
     pub images: Images,
     pub registry: Registry,
@@ -38,6 +39,20 @@ pub struct Server {
     pub workers: Option<usize>,
     /// How long calls in flight may take when the server is told to stop.
     pub drain: Option<String>,
+}
+
+/// Where exec, attach and port-forward are served.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Streaming {
+    pub address: Option<String>,
+    /// 0 for any that is free.
+    pub port: Option<u16>,
+    /// PEM files; both or none.
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    /// A connection without any traffic for this long is closed.
+    pub idle_timeout: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use holdfast_engine::{Handler, Rlimit};
 use holdfast_network::Subnet;
+use holdfast_streaming::TlsFiles;
 
 use super::load::Origins;
 use super::raw::{self, Raw};
@@ -33,6 +34,7 @@ pub struct Config {
     pub log: String,
     pub workers: usize,
     pub drain: Duration,
+    pub streaming: holdfast_streaming::Config,
     pub engine: holdfast_engine::Config,
     pub images: holdfast_images::Config,
     pub registry: holdfast_registry::Config,
@@ -64,6 +66,7 @@ impl Config {
             drain: check
                 .parsed("server.drain", raw.server.drain, duration)?
                 .unwrap_or(Duration::from_secs(10)),
+            streaming: check.streaming(raw.streaming)?,
             engine: check.engine(raw.pods, &root, &state, helpers)?,
             images: check.images(raw.images)?,
             registry: check.registry(raw.registry)?,
@@ -269,6 +272,39 @@ impl Check<'_> {
             soft: raw.soft,
             hard: raw.hard,
         })
+    }
+
+    fn streaming(&self, raw: raw::Streaming) -> Result<holdfast_streaming::Config> {
+        let mut config = holdfast_streaming::Config::default();
+        let address = |text: &str| text.parse().map_err(|_| "an IP address is wanted".to_owned());
+        if let Some(address) = self.parsed("streaming.address", raw.address, address)? {
+            config.address = address;
+        }
+        config.port = raw.port.unwrap_or(config.port);
+        config.tls = match (raw.tls_cert, raw.tls_key) {
+            (Some(cert), Some(key)) => Some(TlsFiles {
+                cert: self.absolute("streaming.tls_cert", cert)?,
+                key: self.absolute("streaming.tls_key", key)?,
+            }),
+            (None, None) => None,
+            (Some(cert), None) => {
+                return Err(self.bad("streaming.tls_cert", cert.display(), "tls_key is missing"));
+            }
+            (None, Some(key)) => {
+                return Err(self.bad("streaming.tls_key", key.display(), "tls_cert is missing"));
+            }
+        };
+        if let Some(limit) = self.parsed("streaming.idle_timeout", raw.idle_timeout, duration)? {
+            if limit < Duration::from_secs(1) {
+                return Err(self.bad(
+                    "streaming.idle_timeout",
+                    format!("{limit:?}"),
+                    "at least 1s is wanted",
+                ));
+            }
+            config.idle_timeout = limit;
+        }
+        Ok(config)
     }
 
     fn images(&self, raw: raw::Images) -> Result<holdfast_images::Config> {

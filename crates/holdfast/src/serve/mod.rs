@@ -70,6 +70,9 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
         .with_context(|| format!("cannot open the images in {}", config.root.display()))?;
     let network =
         Network::open(config.network.clone()).context("cannot open the network (section [network])")?;
+    let streaming = holdfast_streaming::Bound::new(config.streaming.clone())
+        .await
+        .context("section [streaming]")?;
     let engine = Engine::open(config.engine.clone(), images.clone(), network)
         .await
         .context("cannot open the pods")?;
@@ -79,6 +82,7 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
         config.engine.monitor_cgroup.clone(),
     ];
     let services = Services {
+        streaming: Arc::new(streaming.serve(Arc::new(engine.clone()))),
         engine,
         images,
         node: Arc::new(node(&config)),
@@ -122,6 +126,7 @@ fn node(config: &Config) -> Node {
             "cniConfDir": config.network.cni_conf_dir,
             "cniBinDirs": config.network.cni_bin_dirs,
             "bridge": config.network.bridge,
+            "streaming": { "address": config.streaming.address, "tls": config.streaming.tls.is_some() },
         }),
     }
 }
