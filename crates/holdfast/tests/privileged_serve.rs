@@ -32,6 +32,12 @@ impl Node {
             nix::mount::MsFlags::MS_SLAVE | nix::mount::MsFlags::MS_REC,
         );
         nix::mount::mount(none, "/", none, private, none).unwrap();
+        // As on every node: exec and its kin are served on loopback.
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status()
+            .unwrap();
+        assert!(up.success());
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let text = format!(
             "root = \"{0}/root\"\nstate = \"{0}/state\"\nhelpers = \"{1}\"\n[network]\ncni_conf_dir = \"{0}/cni\"\n\
