@@ -377,7 +377,7 @@ async fn ports_over_the_old_websocket_protocol() {
 
 #[tokio::test]
 async fn half_open_and_malformed_connections_are_ended() {
-    let idle_timeout = Duration::from_millis(300);
+    let idle_timeout = Duration::from_secs(2);
     let (server, backend) = start(Config {
         idle_timeout,
         ..Config::default()

@@ -170,7 +170,7 @@ async fn no_more_streams_than_there_may_be() {
 /// How much data comes before nothing does.
 async fn arrives(client: &mut Client<DuplexStream>) -> usize {
     let mut got = 0;
-    while let Ok(Some(Frame::Data { bytes, .. })) = timeout(Duration::from_millis(300), client.recv()).await {
+    while let Ok(Some(Frame::Data { bytes, .. })) = timeout(Duration::from_secs(1), client.recv()).await {
         got += bytes.len();
     }
     got
@@ -240,7 +240,7 @@ async fn what_is_not_read_is_not_kept() {
     let opened = open(&mut mux, &mut client).await;
     let mut taken = 0;
     let frame = data(1, &[7; 4096], false);
-    let wait = Duration::from_millis(300);
+    let wait = Duration::from_secs(1);
     while timeout(wait, client.io.write_all(&frame)).await.is_ok() {
         taken += frame.len();
         assert!(taken < 400 << 10, "{taken} bytes were taken");
