@@ -15,8 +15,8 @@ use crate::{Context, NotApplicable, expect};
 
 cases!["bad_images";
     wrong_digest,
-    truncated_blob within 30,
-    never_ending_blob within 30 => "the peer reads on for as long as the registry sends",
+    truncated_blob within 20,
+    never_ending_blob within 10 => "the peer reads on for as long as the registry sends",
     manifest_of_100_megabytes,
     manifest_that_is_none,
     layer_that_is_no_archive,

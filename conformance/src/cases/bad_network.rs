@@ -14,12 +14,12 @@ use crate::cri::{must_fail, pod_config};
 use crate::expect;
 
 cases!["bad_network";
-    plugins_of_debian,
+    plugins_of_debian => "the CNI specification wants DEL with the configuration of ADD; the peer takes the one of today",
     plugin_that_prints_garbage,
     plugin_that_prints_nothing,
     plugin_that_fails_and_dies,
-    plugin_that_hangs within 30 => "the peer waits for a plugin as long as the caller waits for the pod",
-    plugin_that_is_not_there,
+    plugin_that_hangs within 12 => "the peer waits for a plugin as long as the caller waits for the pod",
+    plugin_that_is_not_there => "the specification wants nothing left of a pod that was refused; the peer keeps it, and asks the missing plugin for DEL",
 ];
 
 const REFUSED: &[Code] = &[

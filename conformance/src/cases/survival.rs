@@ -17,9 +17,9 @@ use crate::expect;
 use crate::server::{Server, alive, parent, send};
 
 cases!["survival";
-    server_is_killed => "the peer's pipes are read by the server: a container whose log is full waits for the next one",
+    server_is_killed => "the peer's server writes the logs itself: while it is away no line is, and a container whose pipe is full waits",
     server_is_killed_in_the_middle_of_calls,
-    server_is_told_to_stop,
+    server_is_told_to_stop => "as above: no line while the peer's server is away",
     monitor_is_killed => "the peer's containers die with their shim",
     monitor_is_killed_and_the_exit_is_seen => "the peer's containers die with their shim",
     server_and_monitor_are_killed => "the peer finds the container dead, and says 255 and Unknown",

@@ -85,6 +85,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Show the state of the runtime and what it can do
     Status,
+    /// Move the monitors of running pods onto the installed program; no process of a pod notices
+    UpgradeMonitors,
     /// Show our version and the runtime's
     Version,
 }

@@ -183,6 +183,8 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
     use std::io::Write as _;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const T: &str = "2026-01-02T03:04:05.678901234Z";
@@ -236,6 +238,41 @@ mod tests {
         writeln!(writer, "d").unwrap();
         std::fs::write(&path, "e\n").unwrap();
         assert_eq!(drain(&mut reader), "a,bc,d,e");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_parsed_or_refused(line in prop::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(chunk) = parse(&line) {
+                prop_assert!(line.ends_with(chunk.bytes) && !chunk.time.is_empty());
+            }
+        }
+
+        #[test]
+        fn what_was_written_is_read(
+            stderr: bool, full: bool, bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let (stream, tag) = (if stderr { "stderr" } else { "stdout" }, if full { "F" } else { "P" });
+            let line = [format!("{T} {stream} {tag} ").as_bytes(), &bytes].concat();
+            prop_assert_eq!(parse(&line), Some(Chunk { time: T, stderr, full, bytes: &bytes }));
+        }
+
+        #[test]
+        fn a_tail_is_the_end_of_the_log(fulls in prop::collection::vec(any::<bool>(), 0..60), lines in 0..20usize, cut in 0..4000usize) {
+            let text: String = (0..).zip(&fulls)
+                .map(|(n, full)| format!("{T} stdout {} {n}\n", if *full { "F" } else { "P" }))
+                .collect();
+            let whole = tail_offset(text.as_bytes(), lines, true).unwrap_or(usize::MAX);
+            // It begins at a line, and holds as many whole ones as were asked for, or all.
+            prop_assert!(whole == 0 || text.as_bytes().get(whole - 1) == Some(&b'\n'), "{}", whole);
+            let held = text[whole..].lines().filter(|l| l.contains(" F ")).count();
+            prop_assert_eq!(held, lines.min(fulls.iter().filter(|f| **f).count()));
+            // The end of the file alone gives the same, or says that it is too little.
+            let cut = cut.min(text.len());
+            if let Some(part) = tail_offset(&text.as_bytes()[cut..], lines, false) {
+                prop_assert_eq!(part + cut, whole);
+            }
+        }
     }
 
     #[test]

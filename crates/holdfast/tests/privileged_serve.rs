@@ -3,137 +3,15 @@
 //! Needs root, the helpers (`HOLDFAST_HELPERS`) and busybox-static; the network is a throw-away namespace.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod node;
+
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Node {
-    dir: tempfile::TempDir,
-    _reaper: holdfast_testkit::Reaper,
-}
-
-impl Node {
-    /// The namespaces are this thread's, and so of all that it starts.
-    fn new() -> Self {
-        let helpers =
-            std::env::var_os("HOLDFAST_HELPERS").expect("HOLDFAST_HELPERS names the helpers' directory");
-        let cgroup = format!("/holdfast-test-serve-{}", std::process::id());
-        let reaper = holdfast_testkit::Reaper::of_cgroup(&cgroup);
-        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
-        let (none, private) = (
-            None::<&str>,
-            nix::mount::MsFlags::MS_SLAVE | nix::mount::MsFlags::MS_REC,
-        );
-        nix::mount::mount(none, "/", none, private, none).unwrap();
-        // As on every node: exec and its kin are served on loopback.
-        let up = Command::new("ip")
-            .args(["link", "set", "lo", "up"])
-            .status()
-            .unwrap();
-        assert!(up.success());
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
-        let text = format!(
-            "root = \"{0}/root\"\nstate = \"{0}/state\"\nhelpers = \"{1}\"\n[network]\ncni_conf_dir = \"{0}/cni\"\n\
-             [pods]\ncgroup = \"{cgroup}/pods\"\nmonitor_cgroup = \"{cgroup}/monitors\"\n",
-            dir.path().display(),
-            PathBuf::from(&helpers).display()
-        );
-        std::fs::write(dir.path().join("config.toml"), text).unwrap();
-        Self { dir, _reaper: reaper }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.path("state/holdfast.sock")
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
-        command
-            .args(args)
-            .env("CONTAINER_RUNTIME_ENDPOINT", self.socket());
-        command
-    }
-
-    fn serve(&self) -> Daemon<'_> {
-        let log = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(self.path("log"))
-            .unwrap();
-        let config = self.path("config.toml");
-        let child = self
-            .command(&["serve", "--config", config.to_str().unwrap()])
-            .stderr(log)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let daemon = Daemon { node: self, child };
-        self.until("the server answers", || {
-            self.command(&["version"]).output().unwrap().status.success()
-        });
-        daemon
-    }
-
-    fn run(&self, args: &[&str]) -> String {
-        let out = self.command(args).output().unwrap();
-        assert!(out.status.success(), "{args:?}: {}\n{}", said(&out), self.log());
-        String::from_utf8(out.stdout).unwrap().trim().to_owned()
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !done() {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "waited in vain: {what}\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// Killed when dropped, so that a failed test leaves no server behind.
-struct Daemon<'a> {
-    node: &'a Node,
-    child: Child,
-}
-
-impl Daemon<'_> {
-    fn signal(mut self, signal: Signal) -> std::process::ExitStatus {
-        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
-        self.child.wait().unwrap()
-    }
-}
-
-impl Drop for Daemon<'_> {
-    fn drop(&mut self) {
-        if self.child.try_wait().unwrap().is_none() {
-            let _ = self.node.command(&["rm", "--force", "--all"]).output();
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn said(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
+use node::{Node, said};
 
 #[test]
 fn one_socket_one_server_one_clean_end() {
@@ -221,15 +99,7 @@ fn listeners_hold_up_no_end() {
 #[test]
 fn a_pod_outlives_its_server() {
     let node = Node::new();
-    let archive = node.path("busybox.tar");
-    let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../hack/busybox-image");
-    let built = Command::new(builder)
-        .arg(&archive)
-        .arg("localhost/busybox:1")
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{}", said(&built));
-
+    let archive = node.archive("localhost/busybox:1");
     let daemon = node.serve();
     node.run(&["image", "load", archive.to_str().unwrap()]);
     let script = "i=0; while [ $i -lt 100 ]; do i=$((i+1)); echo $i; sleep 0.02; done; \

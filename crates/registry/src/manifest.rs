@@ -220,6 +220,30 @@ mod tests {
         format!(r#"{{"schemaVersion":2,"config":{{"digest":"sha256:{HEX}","size":2}},"layers":null{extra}}}"#)
     }
 
+    proptest::proptest! {
+        #[test]
+        fn damaged_documents_are_read_or_refused(
+            changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>()), 0..8),
+            cut in proptest::prelude::any::<proptest::sample::Index>(),
+            whole: bool,
+        ) {
+            let mut bytes = manifest(r#","mediaType":"application/vnd.oci.image.manifest.v1+json""#).into_bytes();
+            let good = parse(&bytes, None).is_ok();
+            proptest::prop_assert!(good);
+            for (at, byte) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if !whole {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            if let Err(reason) = parse(&bytes, None) {
+                // It ends up in an error of one line.
+                proptest::prop_assert!(!reason.is_empty() && reason.len() < 1000 && !reason.contains('\n'), "{}", reason);
+            }
+        }
+    }
+
     #[test]
     fn reads_a_manifest_without_any_media_type() {
         let (media_type, document) = parse(manifest("").as_bytes(), None).unwrap();

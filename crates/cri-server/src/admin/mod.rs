@@ -2,8 +2,11 @@
 
 mod load_image;
 mod pull_image;
+mod upgrade_monitors;
 
-use holdfast_cri_api::admin::{LoadImageRequest, LoadImageResponse, admin_server};
+use holdfast_cri_api::admin::{
+    LoadImageRequest, LoadImageResponse, UpgradeMonitorsRequest, UpgradeMonitorsResponse, admin_server,
+};
 use holdfast_cri_api::v1::PullImageRequest;
 use tonic::{Request, Response, Status};
 
@@ -29,5 +32,13 @@ impl admin_server::Admin for Admin {
         request: Request<PullImageRequest>,
     ) -> Result<Response<Self::PullImageStream>, Status> {
         pull_image::call(&self.0, request.into_inner()).map(Response::new)
+    }
+
+    async fn upgrade_monitors(
+        &self,
+        request: Request<UpgradeMonitorsRequest>,
+    ) -> Result<Response<UpgradeMonitorsResponse>, Status> {
+        let work = upgrade_monitors::call(&self.0, request.into_inner());
+        call::run("UpgradeMonitors", "", None, work).await
     }
 }

@@ -13,6 +13,7 @@ mod run;
 mod run_spec;
 mod status;
 mod stop;
+mod upgrade_monitors;
 mod version;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,7 @@ async fn dispatch(client: Client, output: Format, command: Command) -> Result<Ex
         Command::Rm(options) => return rm::run(client, options).await,
         Command::Inspect(options) => inspect::run(client, options).await?,
         Command::Status => status::run(client, output).await?,
+        Command::UpgradeMonitors => return upgrade_monitors::run(client, output).await,
         Command::Serve(_) | Command::HoldUserNamespace | Command::Version => {}
     }
     Ok(ExitCode::SUCCESS)
