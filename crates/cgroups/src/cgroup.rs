@@ -4,7 +4,7 @@ use crate::hierarchy::{Controller, Hierarchy, Home, why_missing};
 use crate::io::{self, Root};
 use crate::limits::{Cpu, Limits, Memory, Stage};
 use crate::v2::Write;
-use crate::{Error, StatReader, Stats, devices, path, v1, v2};
+use crate::{Detail, Error, StatReader, Stats, devices, path, v1, v2};
 use rustix::fs::OFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -189,6 +189,12 @@ impl Cgroup {
 
     pub fn stat_reader(&self) -> Result<StatReader, Error> {
         StatReader::open(self)
+    }
+
+    /// The figures that are asked for less often, through files that are opened for it. What cannot be read is left out.
+    #[must_use]
+    pub fn detail(&self) -> Detail {
+        Detail::read(self)
     }
 
     /// `cgroup.events`, to poll; `None` where there is no unified hierarchy.

@@ -114,6 +114,22 @@ pub(crate) fn read_fd(fd: &OwnedFd) -> Result<String, Errno> {
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
+/// Holds what [`read_short`] reads.
+pub(crate) const SHORT: usize = 8192;
+
+/// Reads a file whose whole text the kernel makes at once, with one pread: a second one, which would say that this was
+/// the end, would have it made again. Text beyond the buffer is left out.
+pub(crate) fn read_short<'a>(fd: &OwnedFd, buffer: &'a mut [u8; SHORT]) -> Result<&'a str, Errno> {
+    let len = loop {
+        match rustix::io::pread(fd, &mut buffer[..], 0) {
+            Ok(len) => break len,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    };
+    std::str::from_utf8(&buffer[..len]).map_err(|_| Errno::ILSEQ)
+}
+
 /// The value of `key` in a file of `key value` lines.
 pub(crate) fn keyed(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {

@@ -25,6 +25,7 @@
 //! // ... clone; then, at the exec barrier, what must not be charged with the launcher's own work:
 //! cgroup.apply(&limits, Stage::Barrier)?;                    // memory, the device filter
 //! let stats = cgroup.stat_reader()?;                         // open descriptors: reading is a few preads
+//! let detail = cgroup.detail();                              // what is asked for less often: opened each time
 //! let watch = cgroup.watch_empty()?;                         // poll for POLLPRI: the last process has gone
 //! let leaf = cgroup.leaf("exec-1")?;                         // one exec: killed and removed by itself
 //! leaf.kill()?;
@@ -61,4 +62,6 @@ pub use hierarchy::{Controller, Hierarchy, Mode};
 pub use limits::{BlockIo, Cpu, Limits, Memory, Stage, Throttle};
 pub use oom::OomWatch;
 pub use path::{Driver, systemd_scope_path};
-pub use stats::{CpuStat, MemoryStat, PidsStat, StatReader, Stats};
+pub use stats::{
+    CpuStat, Detail, HugetlbStat, IoStat, MemoryStat, PidsStat, Pressure, Pressures, Stall, StatReader, Stats,
+};

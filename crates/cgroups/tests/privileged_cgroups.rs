@@ -417,6 +417,21 @@ fn figures_of_a_busy_cgroup() {
     );
     assert!(stats.memory.working_set <= stats.memory.usage);
     assert!(stats.pids.current >= 1);
+    assert!(stats.memory.rss > 0 && stats.memory.rss <= stats.memory.usage);
+    assert!(reader.cpu_usage_us().unwrap() >= stats.cpu.usage_us);
+    // The unified hierarchy has it, whichever version the controllers are on.
+    let kept =
+        std::path::Path::new("/proc/pressure/cpu").exists() && it.cgroup.watch_empty().unwrap().is_some();
+    assert_eq!(stats.pressure.cpu.is_some(), kept, "{:?}", stats.pressure);
+    let detail = it.cgroup.detail();
+    assert_eq!(detail.processes, [i32::try_from(child.id()).unwrap()]);
+    assert!(
+        detail
+            .memory_max_usage
+            .is_none_or(|most| most >= stats.memory.rss),
+        "{detail:?}"
+    );
+    assert_eq!((detail.oom_kills, detail.memory_failures), (0, 0));
     it.cgroup.kill().unwrap();
     child.wait().unwrap();
     it.cgroup.wait_empty(SOON).unwrap();
