@@ -21,6 +21,7 @@ mod bridge;
 mod cni;
 mod config;
 mod error;
+mod links;
 mod netlink;
 mod network;
 mod record;
@@ -29,6 +30,7 @@ mod types;
 
 pub use config::{BridgeConfig, Config, Subnet};
 pub use error::{Error, Kind};
+pub use links::{LinkCounters, PodLinks};
 pub use network::Network;
 pub use types::{
     Bandwidth, Dns, Interface, NetResult, NetworkStatus, POD_INTERFACE, PodNetwork, PortMapping, Protocol,

@@ -102,6 +102,7 @@ fn one_family_is_enough_and_a_handed_over_socket_is_used() {
             .unwrap()
         });
         let mut request = request(3, &ns, &[]);
+        let mut links = holdfast_network::PodLinks::new(socket.try_clone().unwrap());
         request.netlink = Some(socket);
         let result = network.setup(request).await.unwrap();
         assert_eq!(
@@ -114,6 +115,24 @@ fn one_family_is_enough_and_a_handed_over_socket_is_used() {
             "{inside}"
         );
         assert!(inside.contains("127.0.0.1"), "{inside}");
+        // The same socket tells, from outside, what the interface has carried.
+        let before = links.read().unwrap();
+        within(&ns, || {
+            let socket = std::net::UdpSocket::bind("10.87.0.2:0").unwrap();
+            // Nobody listens there: the second may already be told so.
+            let _ = (
+                socket.send_to(&[0; 1000], "10.87.0.1:9"),
+                socket.send_to(&[0; 1000], "10.87.0.1:9"),
+            );
+        });
+        let after = links.read().unwrap();
+        let names: Vec<&str> = after.iter().map(|link| link.name.as_str()).collect();
+        assert_eq!(names, ["eth0"]);
+        assert!(
+            after[0].tx_bytes >= before[0].tx_bytes + 1000,
+            "{before:?} {after:?}"
+        );
+        assert!(after[0].tx_packets > before[0].tx_packets, "{before:?} {after:?}");
     });
 }
 

@@ -173,6 +173,20 @@ impl Socket {
         })
     }
 
+    /// Takes a socket that has been used with numbers below `seq`, until it is let go of again.
+    pub(crate) fn resume(fd: OwnedFd, seq: u32) -> Self {
+        Self {
+            fd,
+            seq,
+            buffer: vec![0; RECEIVE].into_boxed_slice(),
+        }
+    }
+
+    /// The number of the next request.
+    pub(crate) fn next_seq(&self) -> u32 {
+        self.seq
+    }
+
     /// Has multicast groups (bit mask) delivered to a new non-blocking socket.
     pub(crate) fn listen(family: Family, groups: u32) -> Result<OwnedFd> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
