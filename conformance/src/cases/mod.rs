@@ -11,6 +11,7 @@ mod logs;
 mod network;
 mod pods;
 mod security;
+mod stats;
 mod stream_lists;
 mod survival;
 
@@ -70,6 +71,7 @@ pub fn all() -> Vec<Case> {
         security::all(),
         bad_input::all(),
         events::all(),
+        stats::all(),
         stream_lists::all(),
         bad_images::all(),
         bad_network::all(),

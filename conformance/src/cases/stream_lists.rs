@@ -21,6 +21,7 @@ cases!["stream_lists";
     pods => "the peer's release is older than the call",
     images => "the peer's release is older than the call",
     filters => "the peer's release is older than the call",
+    what_they_use => "the peer's release is older than the call",
     odd_filters => "the peer's release is older than the call, and it takes any state",
 ];
 
@@ -140,6 +141,62 @@ async fn filters(c: Arc<Context>) -> anyhow::Result<()> {
         expect!(streamed, c.cri.containers(Some(filter)).await?, "the list");
     }
     pod.end().await
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Stats {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<cri::ContainerStats>,
+}
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodStats {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<cri::PodSandboxStats>,
+}
+#[derive(Clone, PartialEq, prost::Message)]
+struct PodMetrics {
+    #[prost(message, repeated, tag = "1")]
+    items: Vec<cri::PodSandboxMetrics>,
+}
+
+async fn what_they_use(c: Arc<Context>) -> anyhow::Result<()> {
+    let one = Pod::run(&c, "one").await?;
+    let two = Pod::run(&c, "two").await?;
+    let container = one.sleeper(&c).await?;
+    two.sleeper(&c).await?;
+    let request = cri::ListContainerStatsRequest {
+        filter: Some(cri::ContainerStatsFilter {
+            pod_sandbox_id: one.id.clone(),
+            ..Default::default()
+        }),
+    };
+    let path = "/runtime.v1.RuntimeService/StreamContainerStats";
+    let batches: Vec<Stats> = collect(&c, path, request).await?;
+    let told: Vec<_> = batches.into_iter().flat_map(|batch| batch.items).collect();
+    let ids: Vec<_> = told
+        .iter()
+        .filter_map(|s| s.attributes.as_ref())
+        .map(|a| a.id.as_str())
+        .collect();
+    expect!(ids, [container.as_str()], "containers of one pod");
+    ensure!(told[0].cpu.is_some() && told[0].memory.is_some(), "{told:?}");
+
+    let mut both = [one.id.clone(), two.id.clone()];
+    both.sort();
+    let path = "/runtime.v1.RuntimeService/StreamPodSandboxStats";
+    let request = cri::ListPodSandboxStatsRequest { filter: None };
+    let batches: Vec<PodStats> = collect(&c, path, request).await?;
+    let told = batches.into_iter().flat_map(|batch| batch.items);
+    let ids: Vec<_> = told.filter_map(|s| s.attributes).map(|a| a.id).collect();
+    expect!(ids, both, "stats of the pods");
+
+    let path = "/runtime.v1.RuntimeService/StreamPodSandboxMetrics";
+    let batches: Vec<PodMetrics> = collect(&c, path, cri::ListPodSandboxMetricsRequest {}).await?;
+    let told = batches.into_iter().flat_map(|batch| batch.items);
+    let ids: Vec<_> = told.map(|one| one.pod_sandbox_id).collect();
+    expect!(ids, both, "metrics of the pods");
+    one.end().await?;
+    two.end().await
 }
 
 async fn odd_filters(c: Arc<Context>) -> anyhow::Result<()> {

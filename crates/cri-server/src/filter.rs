@@ -48,6 +48,18 @@ pub fn container(filter: Option<&v1::ContainerFilter>, record: &ContainerRecord)
         && labels(&filter.label_selector, &record.spec.labels)
 }
 
+pub fn sandbox_stats(filter: Option<&v1::PodSandboxStatsFilter>, record: &SandboxRecord) -> bool {
+    let Some(filter) = filter else { return true };
+    record.id.as_str().starts_with(&filter.id) && labels(&filter.label_selector, &record.spec.labels)
+}
+
+pub fn container_stats(filter: Option<&v1::ContainerStatsFilter>, record: &ContainerRecord) -> bool {
+    let Some(filter) = filter else { return true };
+    record.id.as_str().starts_with(&filter.id)
+        && record.sandbox.as_str().starts_with(&filter.pod_sandbox_id)
+        && labels(&filter.label_selector, &record.spec.labels)
+}
+
 /// Equality of each pair that the selector names; there is no other operator in the CRI.
 fn labels(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
@@ -135,5 +147,13 @@ mod tests {
             ..Default::default()
         };
         assert!(!container(Some(&exited), &record));
+        let stats = |id: &str, pod: &str| v1::ContainerStatsFilter {
+            id: id.to_owned(),
+            pod_sandbox_id: pod.to_owned(),
+            ..Default::default()
+        };
+        assert!(container_stats(Some(&stats("02", "")), &record));
+        assert!(container_stats(Some(&stats("", "01")), &record));
+        assert!(!container_stats(Some(&stats("02", "02")), &record));
     }
 }

@@ -17,6 +17,7 @@ mod filter;
 mod image;
 mod json;
 mod listen;
+mod metrics;
 mod node;
 mod runtime;
 #[cfg(test)]

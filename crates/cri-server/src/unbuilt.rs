@@ -2,12 +2,6 @@
 
 use tonic::Status;
 
-pub fn stats(call: &str) -> Status {
-    Status::unimplemented(format!(
-        "{call}: this release collects no statistics; kubelet falls back to cAdvisor"
-    ))
-}
-
 pub fn update(call: &str) -> Status {
     Status::unimplemented(format!("{call}: this release cannot change limits of what runs"))
 }

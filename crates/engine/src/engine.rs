@@ -11,6 +11,7 @@ use holdfast_model::{
 use holdfast_network::{Network, NetworkStatus};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::meter::{ContainerUsage, PodMetrics, PodUsage};
 use crate::pod::{Birth, Command, Pod};
 use crate::recover;
 use crate::shared::{Shared, new_sandbox_id, now};
@@ -295,6 +296,32 @@ impl Engine {
             reply,
         })
         .await
+    }
+
+    // ---- what they use
+
+    pub fn container_usage(&self, id: &str) -> Result<ContainerUsage, Error> {
+        Ok(self.shared().usage_of_container(&self.container(id)?))
+    }
+
+    /// From open descriptors and memory; in the order of `records`.
+    pub async fn container_usages(&self, records: &[Arc<ContainerRecord>]) -> Vec<ContainerUsage> {
+        self.shared().usage_of_containers(records).await
+    }
+
+    pub async fn pod_usage(&self, id: &str) -> Result<PodUsage, Error> {
+        let record = self.sandbox(id)?;
+        Ok(self.shared().usage_of_pod(&record).await)
+    }
+
+    /// From open descriptors and memory; in the order of `records`.
+    pub async fn pod_usages(&self, records: &[Arc<SandboxRecord>]) -> Vec<PodUsage> {
+        self.shared().usage_of_pods(records).await
+    }
+
+    /// Of every pod that is up.
+    pub async fn metrics(&self) -> Result<Vec<PodMetrics>, Error> {
+        self.shared().metrics().await
     }
 
     // ---- the node

@@ -15,6 +15,7 @@ mod disk;
 mod engine;
 mod error;
 mod lookup;
+pub mod meter;
 mod names;
 mod pod;
 mod recover;

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::config::bounds;
 use crate::disk::{Disk, Found};
 use crate::lookup::{self, Identities};
+use crate::meter::{self, Meters};
 use crate::names::Names;
 use crate::pod::{Birth, Pod, forsaken};
 use crate::shared::{Pods, Shared, blocking};
@@ -59,10 +60,12 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         identities: Identities::default(),
         spare,
         discards: Semaphore::new(bounds::DISCARDS),
+        meters: Meters::default(),
     });
     let known: BTreeSet<SandboxId> = sandboxes.iter().map(|record| record.id).collect();
     revive(&shared, sandboxes, containers).await;
     sweep(&shared, &known).await;
+    meter::start(&shared);
     Ok(shared)
 }
 

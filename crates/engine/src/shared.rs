@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 
 use crate::disk::Disk;
 use crate::lookup::Identities;
+use crate::meter::Meters;
 use crate::names::Names;
 use crate::pod::Command;
 use crate::spare::Spare;
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub spare: Arc<Spare>,
     /// Discards of root file systems at a time.
     pub discards: Semaphore,
+    pub meters: Meters,
 }
 
 /// How each pod's owner is reached.

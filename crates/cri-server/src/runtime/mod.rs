@@ -1,13 +1,16 @@
 //! RuntimeService, one file per call.
 
 mod attach;
+mod container_stats;
 mod container_status;
 mod create_container;
 mod exec;
 mod exec_sync;
 mod get_container_events;
 mod list_containers;
+mod list_metrics;
 mod list_pod_sandbox;
+mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod port_forward;
 mod remove_container;
@@ -28,7 +31,6 @@ use holdfast_cri_api::v1;
 use holdfast_cri_api::v1::runtime_service_server::RuntimeService;
 use holdfast_engine::Error;
 use holdfast_model::{ContainerRecord, ContainerState};
-use tokio_stream::Pending;
 use tonic::{Request, Response, Status};
 
 use crate::batches::Batches;
@@ -39,7 +41,6 @@ pub use get_container_events::Subscribers;
 pub struct RuntimeCalls(pub Services, pub Subscribers);
 
 type Reply<T> = Result<Response<T>, Status>;
-type Nothing<T> = Pending<Result<T, Status>>;
 
 /// A container that streams can be asked for; whoever comes with the URL finds out whether it still runs.
 fn running_container(services: &Services, id: &str) -> Result<Arc<ContainerRecord>, Status> {
@@ -59,9 +60,9 @@ fn running_container(services: &Services, id: &str) -> Result<Arc<ContainerRecor
 impl RuntimeService for RuntimeCalls {
     type StreamPodSandboxesStream = Batches<v1::StreamPodSandboxesResponse>;
     type StreamContainersStream = Batches<v1::StreamContainersResponse>;
-    type StreamContainerStatsStream = Nothing<v1::StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = Nothing<v1::StreamPodSandboxStatsResponse>;
-    type StreamPodSandboxMetricsStream = Nothing<v1::StreamPodSandboxMetricsResponse>;
+    type StreamContainerStatsStream = Batches<v1::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Batches<v1::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Batches<v1::StreamPodSandboxMetricsResponse>;
     type GetContainerEventsStream = get_container_events::Events;
 
     async fn version(&self, request: Request<v1::VersionRequest>) -> Reply<v1::VersionResponse> {
@@ -309,65 +310,78 @@ impl RuntimeService for RuntimeCalls {
 
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Reply<v1::ContainerStatsResponse> {
-        Err(unbuilt::stats("ContainerStats"))
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        let work = async { container_stats::call(&self.0, request) };
+        call::run("ContainerStats", &subject, Some(call::READ), work).await
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Reply<v1::ListContainerStatsResponse> {
-        Err(unbuilt::stats("ListContainerStats"))
+        let work = async { Ok(container_stats::list(&self.0, request.into_inner()).await) };
+        call::run("ListContainerStats", "", Some(call::READ), work).await
     }
 
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Reply<Self::StreamContainerStatsStream> {
-        Err(unbuilt::stats("StreamContainerStats"))
+        let work = async { Ok(container_stats::stream(&self.0, request.into_inner()).await) };
+        call::run("StreamContainerStats", "", Some(call::READ), work).await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Reply<v1::PodSandboxStatsResponse> {
-        Err(unbuilt::stats("PodSandboxStats"))
+        let request = request.into_inner();
+        let subject = request.pod_sandbox_id.clone();
+        let work = pod_sandbox_stats::call(&self.0, request);
+        call::run("PodSandboxStats", &subject, Some(call::READ), work).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Reply<v1::ListPodSandboxStatsResponse> {
-        Err(unbuilt::stats("ListPodSandboxStats"))
+        let work = async { Ok(pod_sandbox_stats::list(&self.0, request.into_inner()).await) };
+        call::run("ListPodSandboxStats", "", Some(call::READ), work).await
     }
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Reply<Self::StreamPodSandboxStatsStream> {
-        Err(unbuilt::stats("StreamPodSandboxStats"))
+        let work = async { Ok(pod_sandbox_stats::stream(&self.0, request.into_inner()).await) };
+        call::run("StreamPodSandboxStats", "", Some(call::READ), work).await
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Reply<v1::ListMetricDescriptorsResponse> {
-        Err(unbuilt::stats("ListMetricDescriptors"))
+        let work = async { Ok(list_metrics::descriptors()) };
+        call::run("ListMetricDescriptors", "", Some(call::READ), work).await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Reply<v1::ListPodSandboxMetricsResponse> {
-        Err(unbuilt::stats("ListPodSandboxMetrics"))
+        let work = list_metrics::call(&self.0);
+        call::run("ListPodSandboxMetrics", "", Some(call::READ), work).await
     }
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        Err(unbuilt::stats("StreamPodSandboxMetrics"))
+        let work = list_metrics::stream(&self.0);
+        call::run("StreamPodSandboxMetrics", "", Some(call::READ), work).await
     }
 
     async fn get_container_events(

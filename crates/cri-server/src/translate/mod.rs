@@ -10,6 +10,7 @@ mod security;
 mod status;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 pub use container::{container_config, container_spec};
 pub use resources::{linux_resources, resources};
@@ -19,6 +20,8 @@ pub use status::{
     container_item, container_status, image_spec, sandbox_item, sandbox_status, wire_container_state,
     wire_sandbox_state,
 };
+
+pub use usage::{container_stats, sandbox_stats};
 
 use holdfast_model::Invalid;
 

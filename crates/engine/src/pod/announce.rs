@@ -44,7 +44,13 @@ impl Pod {
         }
     }
 
+    /// Readers see the new record already.
     pub(super) fn announce_container(&self, id: ContainerId, what: Happened) {
+        match what {
+            Happened::Started => self.context.shared.meters.container_started(),
+            Happened::Stopped => self.context.shared.meters.container_ended(&id),
+            Happened::Created | Happened::Removed => {}
+        }
         self.tell(Subject::Container(id), what);
     }
 

@@ -528,6 +528,7 @@ impl Pod {
         if failures.is_empty() {
             self.containers.remove(&id);
             self.context.shared.views.containers.remove(&id);
+            self.context.shared.meters.container_removed(&id);
             if told {
                 self.announce_container(id, Happened::Removed);
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use holdfast_model::{ContainerId, ContainerRecord, SandboxEvent, SandboxId, SandboxRecord, SandboxState};
 use holdfast_monitor_api::{Client, MonitorEvent, SandboxDescriptors};
+use holdfast_network::PodLinks;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -349,10 +350,9 @@ impl Pod {
     async fn built(&mut self, built: run::Built) {
         let run::Built {
             link,
-            mut sandbox,
+            sandbox,
             network,
         } = built;
-        sandbox.descriptors.netlink = None;
         let record = self.edit();
         record.pause_pid = Some(sandbox.pause_pid);
         record.monitor_pid = Some(link.pid);
@@ -362,7 +362,7 @@ impl Pod {
             .collect();
         record.network = network.and_then(|result| serde_json::to_value(result).ok());
         self.link = Some(link);
-        self.vault = Some(sandbox.descriptors);
+        self.keep(sandbox.descriptors);
         let waiters = self.creating.take().unwrap_or_default();
         if let Err(illegal) = self.edit().apply(SandboxEvent::Created) {
             error!(pod = %self.id(), "{illegal}");
@@ -378,6 +378,14 @@ impl Pod {
         if !waiters.settle(Ok(self.id())) {
             self.unclaimed_until = Some(Instant::now() + self.context.shared.config.unclaimed_after);
         }
+    }
+
+    /// Puts the pod's descriptors into the vault, and has what it uses measured.
+    pub(super) fn keep(&mut self, descriptors: SandboxDescriptors) {
+        let socket = descriptors.netlink.as_ref().and_then(|fd| fd.try_clone().ok());
+        let links = socket.map(PodLinks::new);
+        self.context.shared.meters.pod_started(self.id(), links);
+        self.vault = Some(descriptors);
     }
 
     async fn not_built(&mut self, failed: run::Failed) {
@@ -555,6 +563,7 @@ impl Pod {
         self.stop_running = true;
         // Every descriptor of a namespace, or the namespace never dies.
         self.vault = None;
+        self.context.shared.meters.pod_ended(&self.id());
         let containers = self
             .containers
             .values()
@@ -663,6 +672,7 @@ impl Pod {
         shared.views.sandboxes.remove(&self.id());
         shared.names.release(&self.record.spec.metadata, self.id());
         shared.pods.remove(&self.id());
+        shared.meters.pod_ended(&self.id());
         if let Some(waiters) = self.stop.take() {
             waiters.settle(Ok(()));
         }

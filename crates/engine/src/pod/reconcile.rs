@@ -78,14 +78,11 @@ impl Pod {
             self.lost_container(id, "its monitor does not know it").await;
         }
         match inventory.sandbox {
-            Some(mut sandbox)
-                if matches!(self.record.state, SandboxState::Ready | SandboxState::Stopping) =>
-            {
-                sandbox.descriptors.netlink = None;
-                self.vault = Some(sandbox.descriptors);
+            Some(sandbox) if matches!(self.record.state, SandboxState::Ready | SandboxState::Stopping) => {
                 if self.edit().pause_pid.is_none() {
                     self.edit().pause_pid = Some(sandbox.pause_pid);
                 }
+                self.keep(sandbox.descriptors);
             }
             Some(_) => {}
             None => self.died("its monitor has no sandbox").await,

@@ -129,7 +129,7 @@ impl Monitored {
 
 impl Sandboxed {
     /// Gives the pod its network, where it has one of its own.
-    async fn connect(mut self) -> Result<Built, (Error, Self)> {
+    async fn connect(self) -> Result<Built, (Error, Self)> {
         let record = self.monitored.files.record.clone();
         let context = self.monitored.files.context.clone();
         if record.spec.host_network() {
@@ -181,9 +181,9 @@ impl Sandboxed {
         })
     }
 
-    fn request(&mut self, record: &SandboxRecord) -> Result<PodNetwork, Error> {
+    fn request(&self, record: &SandboxRecord) -> Result<PodNetwork, Error> {
         let id = record.id.to_string();
-        let descriptors = &mut self.sandbox.descriptors;
+        let descriptors = &self.sandbox.descriptors;
         let netns = descriptors.net.as_ref().ok_or_else(|| Error::Internal {
             what: format!("the monitor of {id} made no network namespace"),
         })?;
@@ -199,8 +199,11 @@ impl Sandboxed {
             uid: spec.metadata.uid.clone(),
             netns,
             netns_path: (!record.netns_path.is_empty()).then(|| PathBuf::from(&record.netns_path)),
-            // Not wanted again by anyone, so it is not kept in the vault.
-            netlink: descriptors.netlink.take(),
+            // The pod's own goes on being read from: see `meter`. Without a copy the network opens one for itself.
+            netlink: descriptors
+                .netlink
+                .as_ref()
+                .and_then(|socket| socket.try_clone().ok()),
             port_mappings: spec.port_mappings.iter().filter_map(port_mapping).collect(),
             dns: Dns {
                 servers: dns.servers,
