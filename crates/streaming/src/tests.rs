@@ -479,6 +479,8 @@ async fn nothing_is_left_of_ten_thousand() {
         while metrics.num_alive_tasks() > 2 && begin.elapsed() < Duration::from_secs(10) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        // What the allocator keeps of the busiest moment is no leak.
+        holdfast_sys::heap::trim();
         (descriptors(), metrics.num_alive_tasks(), resident_kib())
     };
     rounds(0, 1000).await;
