@@ -148,7 +148,8 @@ mod tests {
         for _ in 0..200 {
             tap.give(&chunk, false).unwrap();
         }
-        assert!(start.elapsed() < PATIENCE * 20, "{:?}", start.elapsed());
+        // Waiting each time would take four seconds.
+        assert!(start.elapsed() < PATIENCE * 100, "{:?}", start.elapsed());
         assert_eq!(tap.missed, 20_000_000 - size as u64);
         let missed = tap.missed;
         assert_eq!(read_all(&reader).len(), size);
@@ -162,21 +163,30 @@ mod tests {
         assert_eq!(tap.missed, 0);
     }
 
+    /// On a busy machine a reader may be kept from reading for longer than he is waited for; then he is one who does not.
     #[test]
     fn who_reads_gets_everything() {
-        let (reader, mut tap, size) = tap();
-        let given = size + 1000;
-        let reading = std::thread::spawn(move || {
-            let mut all = Vec::new();
-            while all.len() < given {
-                std::thread::sleep(Duration::from_millis(1));
-                all.extend(read_all(&reader));
-            }
-            all
+        let whole = (0..50).any(|_| {
+            let (reader, mut tap, size) = tap();
+            let given = size + 1000;
+            let reading = std::thread::spawn(move || {
+                let mut all = 0;
+                loop {
+                    let mut fds = [PollFd::new(&reader, PollFlags::IN)];
+                    poll(&mut fds, None).unwrap();
+                    match read_all(&reader).len() {
+                        0 => return all,
+                        read => all += read,
+                    }
+                }
+            });
+            tap.give(&vec![b'y'; given], false).unwrap();
+            let missed = tap.missed;
+            drop(tap);
+            assert_eq!(reading.join().unwrap() as u64 + missed, given as u64);
+            missed == 0
         });
-        tap.give(&vec![b'y'; given], false).unwrap();
-        assert_eq!(tap.missed, 0);
-        assert_eq!(reading.join().unwrap().len(), given);
+        assert!(whole);
     }
 
     #[test]
