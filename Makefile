@@ -80,7 +80,7 @@ test-vm: vm-deps monitor pause ## cgroups, seccomp and the launcher on kernels 6
 	hack/vm/test bookworm mini
 
 .PHONY: bench
-bench: build ## print the figures of README.md; PEER=containerd measures Debian's containerd and runc beside
+bench: build ## print what pods cost in time and memory; PEER=containerd measures Debian's containerd and runc beside
 	$(CARGO) build --locked --release -p holdfast-conformance --bin holdfast-bench
 	install -D -t $(RELEASE) $(TARGET)/release/holdfast-bench
 	BIN=$(RELEASE) PEER="$(PEER)" hack/bench $(ARGS)

@@ -67,10 +67,12 @@ impl Disk {
     }
 
     pub(crate) async fn put_sandbox(&self, record: Arc<SandboxRecord>) -> Result<(), Error> {
-        let store = self.sandboxes.clone();
-        let id = record.id;
-        self.write(id.as_str(), move |key| store.put(key, &Stored(record)))
-            .await
+        let (store, id) = (self.sandboxes.clone(), record.id);
+        self.blocking(move || written(&store, id.as_str(), record)).await
+    }
+
+    pub(crate) async fn put_container(&self, record: Arc<ContainerRecord>) -> Result<(), Error> {
+        self.put_container_then(record, || ()).await
     }
 
     /// Writes the record, then does `next`, in one go: each change of thread costs more than the work.
@@ -79,22 +81,8 @@ impl Disk {
         record: Arc<ContainerRecord>,
         next: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let store = self.containers.clone();
-        self.blocking(move || {
-            let id = record.id;
-            let put = store.put(id.as_str(), &Stored(record));
-            put.map(|()| next()).map_err(|source| Error::Record {
-                id: id.to_string(),
-                source: Box::new(source),
-            })
-        })
-        .await
-    }
-
-    pub(crate) async fn put_container(&self, record: Arc<ContainerRecord>) -> Result<(), Error> {
-        let store = self.containers.clone();
-        let id = record.id;
-        self.write(id.as_str(), move |key| store.put(key, &Stored(record)))
+        let (store, id) = (self.containers.clone(), record.id);
+        self.blocking(move || written(&store, id.as_str(), record).map(|()| next()))
             .await
     }
 
@@ -120,21 +108,6 @@ impl Disk {
             .await
     }
 
-    async fn write(
-        &self,
-        id: &str,
-        work: impl FnOnce(&str) -> holdfast_store::Result<()> + Send + 'static,
-    ) -> Result<(), Error> {
-        let id = id.to_owned();
-        self.blocking(move || {
-            work(&id).map_err(|source| Error::Record {
-                id,
-                source: Box::new(source),
-            })
-        })
-        .await
-    }
-
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -149,6 +122,18 @@ impl Disk {
         });
         done.await.map_err(|_| gone())?
     }
+}
+
+fn written<T: Serialize + DeserializeOwned>(
+    store: &Records<Stored<T>>,
+    id: &str,
+    record: Arc<T>,
+) -> Result<(), Error> {
+    let outcome = store.put(id, &Stored(record));
+    outcome.map_err(|source| Error::Record {
+        id: id.to_owned(),
+        source: Box::new(source),
+    })
 }
 
 fn removed<T: Serialize + DeserializeOwned>(store: &Records<Stored<T>>, id: &str) -> Result<(), Error> {

@@ -8,35 +8,6 @@ use std::path::Path;
 
 use node::{Node, alive, kill9, wait};
 
-/// Monitors among the children of this process, which is the daemon here.
-fn monitors() -> Vec<i32> {
-    let me = std::process::id().to_string();
-    let of = |pid: &str| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
-        let mut fields = rest.split(' ');
-        let (state, parent) = (fields.next()?, fields.next()?);
-        // A name ends at 15 bytes.
-        (name == "holdfast-monito" && state != "Z" && parent == me).then(|| pid.parse().unwrap())
-    };
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| of(entry.file_name().to_str()?))
-        .collect()
-}
-
-fn spare(node: &Node) -> i32 {
-    let used: Vec<i32> = node
-        .engine()
-        .sandboxes()
-        .iter()
-        .filter_map(|pod| pod.monitor_pid)
-        .collect();
-    wait("a spare monitor", || {
-        monitors().into_iter().find(|pid| !used.contains(pid))
-    })
-}
-
 fn monitor_of(node: &Node, pod: &str) -> i32 {
     node.engine().sandbox(pod).unwrap().monitor_pid.unwrap()
 }
@@ -44,7 +15,7 @@ fn monitor_of(node: &Node, pod: &str) -> i32 {
 #[test]
 fn the_next_pod_gets_the_monitor_that_waits_and_another_takes_its_place() {
     let mut node = Node::new("spare");
-    let first = spare(&node);
+    let first = node.spare();
     let pod = node.run_pod(node.host_pod("one"));
     assert_eq!(monitor_of(&node, &pod), first);
     assert!(node.state().join(format!("pods/{pod}/monitor.log")).exists());
@@ -55,7 +26,7 @@ fn the_next_pod_gets_the_monitor_that_waits_and_another_takes_its_place() {
     );
     let container = node.run(&pod, node.script("main", "sleep 1000"));
     assert_eq!(node.sh(&container, "echo here"), "here\n");
-    assert!(spare(&node) != first);
+    assert!(node.spare() != first);
     node.remove_pod(&pod);
     node.assert_clean();
 }
@@ -63,13 +34,13 @@ fn the_next_pod_gets_the_monitor_that_waits_and_another_takes_its_place() {
 #[test]
 fn a_spare_that_died_is_not_used_and_none_outlives_the_daemon() {
     let mut node = Node::new("deadspare");
-    let dead = spare(&node);
+    let dead = node.spare();
     kill9(dead);
     wait("its end", || (!alive(dead)).then_some(()));
     let pod = node.run_pod(node.host_pod("one"));
     assert!(monitor_of(&node, &pod) != dead);
     node.remove_pod(&pod);
-    let left = spare(&node);
+    let left = node.spare();
     node.crash();
     wait("the spare to leave", || (!alive(left)).then_some(()));
     node.open();

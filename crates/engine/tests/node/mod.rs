@@ -105,6 +105,19 @@ impl Node {
         self.state.path()
     }
 
+    /// The monitor that waits for the next pod, as soon as there is one.
+    pub fn spare(&self) -> i32 {
+        let used: Vec<i32> = self
+            .engine()
+            .sandboxes()
+            .iter()
+            .filter_map(|pod| pod.monitor_pid)
+            .collect();
+        wait("a spare monitor", || {
+            monitors().into_iter().find(|pid| !used.contains(pid))
+        })
+    }
+
     /// What a daemon does at its start.
     pub fn open(&mut self) {
         let (root, state) = (self.path("root"), self.state().to_path_buf());
@@ -313,6 +326,23 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Asks until there is an answer.
+/// Monitors among the children of this process, which is the daemon here.
+fn monitors() -> Vec<i32> {
+    let me = std::process::id().to_string();
+    let of = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
+        let mut fields = rest.split(' ');
+        let (state, parent) = (fields.next()?, fields.next()?);
+        // A name ends at 15 bytes.
+        (name == "holdfast-monito" && state != "Z" && parent == me).then(|| pid.parse().unwrap())
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries
+        .filter_map(|entry| of(entry.file_name().to_str()?))
+        .collect()
+}
+
 pub fn wait<T>(what: &str, check: impl FnMut() -> Option<T>) -> T {
     holdfast_testkit::wait_for(PATIENCE, what, check)
 }
