@@ -485,15 +485,17 @@ async fn nothing_is_left_of_ten_thousand() {
     };
     rounds(0, 1000).await;
     let before = settle().await;
-    rounds(1000, 11_000).await;
-    let after = settle().await;
-    assert_eq!((before.0, before.1), (after.0, after.1), "descriptors and tasks");
-    assert!(
-        after.2 < before.2 + 4096,
-        "memory rose from {} to {} KiB",
-        before.2,
-        after.2
-    );
+    let mut after = before;
+    // A hole that a busy moment left in the heap is filled by the next ten thousand; what leaks only grows.
+    for batch in 0..3 {
+        rounds(1000 + batch * 10_000, 11_000 + batch * 10_000).await;
+        after = settle().await;
+        assert_eq!((before.0, before.1), (after.0, after.1), "descriptors and tasks");
+        if after.2 < before.2 + 4096 {
+            return;
+        }
+    }
+    panic!("memory rose from {} to {} KiB", before.2, after.2);
 }
 
 #[tokio::test]
