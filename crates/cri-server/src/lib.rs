@@ -12,6 +12,7 @@
 mod admin;
 mod batches;
 mod call;
+mod deadline;
 mod error;
 mod filter;
 mod image;

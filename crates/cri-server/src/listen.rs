@@ -12,6 +12,7 @@ use tonic::transport::Server;
 
 use crate::Services;
 use crate::admin::Admin;
+use crate::deadline::Deadline;
 use crate::image::ImageCalls;
 use crate::runtime::{RuntimeCalls, Subscribers};
 
@@ -59,6 +60,7 @@ pub async fn serve(
     let told = stopping.clone();
     let server = Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION)
+        .layer(tower::layer::layer_fn(Deadline))
         .add_service(runtime)
         .add_service(image)
         .add_service(AdminServer::new(Admin(services)))
