@@ -85,6 +85,15 @@ bench: build ## print what pods cost in time and memory; PEER=containerd measure
 	install -D -t $(RELEASE) $(TARGET)/release/holdfast-bench
 	BIN=$(RELEASE) PEER="$(PEER)" hack/bench $(ARGS)
 
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+fuzz: deps ## fuzz the streaming protocols' decoders and a SPDY session, FUZZ_SECONDS (60) for each of the four
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked --quiet cargo-fuzz
+	cd crates/streaming
+	for target in spdy-frames spdy-headers spdy-session websocket-frames; do
+	  CARGO_TARGET_DIR=$(TARGET)/fuzz $(CARGO) fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -timeout=30 -print_final_stats=1
+	done
+
 DESTDIR ?=
 .PHONY: install clean
 install: ## install into $(DESTDIR)/usr

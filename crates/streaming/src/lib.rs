@@ -11,6 +11,8 @@
 mod activity;
 mod backend;
 mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod negotiate;
 mod pipe;
 mod remote;

@@ -10,12 +10,14 @@ mod frame_tests;
 mod headers;
 mod mux;
 mod shared;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use frame::reset;
+#[cfg(fuzzing)]
+pub use frame::{Decoder, Frame, FrameError};
 pub use headers::Headers;
 pub use mux::{Mux, Opened};
 pub use shared::{Credit, Handle, Outgoing};

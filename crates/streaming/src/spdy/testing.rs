@@ -1,4 +1,5 @@
 //! A client of SPDY, for tests.
+#![cfg_attr(fuzzing, allow(dead_code))]
 #![allow(clippy::unwrap_used)]
 
 use bytes::{BufMut as _, Bytes, BytesMut};

@@ -12,6 +12,8 @@ pub mod testing;
 mod tests;
 mod tunnel;
 
+#[cfg(fuzzing)]
+pub use frame::{CHUNK, Decoder, Event, FrameError};
 pub use handshake::accept_key;
 pub use mux::{Codec, Mux, Outgoing};
 pub use tunnel::tunnel;
