@@ -42,14 +42,16 @@ where
         let mut call = Box::pin(self.0.call(request));
         let Some(limit) = limit else { return call };
         let begin = Instant::now();
-        Box::pin(std::future::poll_fn(move |context| match call.as_mut().poll(context) {
-            Poll::Pending if begin.elapsed() + TICK >= limit => {
-                let status = Status::deadline_exceeded(format!(
-                    "the client's deadline of {limit:?} has passed: the call was given up"
-                ));
-                Poll::Ready(Ok(status.into_http()))
+        Box::pin(std::future::poll_fn(move |context| {
+            match call.as_mut().poll(context) {
+                Poll::Pending if begin.elapsed() + TICK >= limit => {
+                    let status = Status::deadline_exceeded(format!(
+                        "the client's deadline of {limit:?} has passed: the call was given up"
+                    ));
+                    Poll::Ready(Ok(status.into_http()))
+                }
+                answer => answer,
             }
-            answer => answer,
         }))
     }
 }
