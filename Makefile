@@ -95,10 +95,25 @@ fuzz: deps ## fuzz the streaming protocols' decoders and a SPDY session, FUZZ_SE
 	done
 
 DESTDIR ?=
-.PHONY: install clean
-install: ## install into $(DESTDIR)/usr
-	install -D -m 755 $(RELEASE)/holdfast $(DESTDIR)/usr/bin/holdfast
-	install -D -m 755 -t $(DESTDIR)/usr/libexec/holdfast $(RELEASE)/holdfast-monitor $(RELEASE)/holdfast-pause
+BINARIES ?= $(RELEASE)
+EXAMPLES := $(DESTDIR)/usr/share/doc/holdfast/examples
+.PHONY: install install-files deb clean
+install: install-files ## install below $(DESTDIR)/: binaries, unit, sysctl and module drop-ins, examples; a configuration if there is none
+	[ -n "$(DESTDIR)" ] || ! [ -d /run/systemd/system ] || systemctl daemon-reload
+
+install-files:
+	install -D -m 755 $(BINARIES)/holdfast $(DESTDIR)/usr/bin/holdfast
+	install -D -m 755 -t $(DESTDIR)/usr/libexec/holdfast $(BINARIES)/holdfast-monitor $(BINARIES)/holdfast-pause
+	install -D -m 644 -t $(DESTDIR)/usr/lib/systemd/system manifests/systemd/holdfast.service
+	install -D -m 644 manifests/systemd/90-holdfast.sysctl.conf $(DESTDIR)/usr/lib/sysctl.d/90-holdfast.conf
+	install -D -m 644 manifests/systemd/holdfast.modules.conf $(DESTDIR)/usr/lib/modules-load.d/holdfast.conf
+	install -D -m 644 manifests/systemd/holdfast.tmpfiles.conf $(DESTDIR)/usr/lib/tmpfiles.d/holdfast.conf
+	# It says that systemd makes the cgroups: not for a machine without.
+	[ -e $(DESTDIR)/etc/holdfast/config.toml ] || { [ -z "$(DESTDIR)" ] && ! [ -d /run/systemd/system ]; } || install -D -m 644 manifests/config.toml $(DESTDIR)/etc/holdfast/config.toml
+	install -D -m 644 -t $(EXAMPLES) manifests/crictl.yaml manifests/kubelet/* manifests/runtimeclass/*.yaml manifests/cni/*
+
+deb: build ## a Debian package in target/
+	BIN=$(RELEASE) hack/deb $(TARGET)
 
 clean: ## remove what was built
 	rm -rf $(TARGET)

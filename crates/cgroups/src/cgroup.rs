@@ -1,6 +1,6 @@
 //! One cgroup: limits, membership, leaves, measurements. Freezing, killing and removing are in `kill`.
 
-use crate::hierarchy::{Controller, Hierarchy, Home, why_missing};
+use crate::hierarchy::{Controller, Hierarchy, Home, made_by_systemd, why_missing};
 use crate::io::{self, Root};
 use crate::limits::{Cpu, Limits, Memory, Stage};
 use crate::v2::Write;
@@ -364,6 +364,13 @@ impl Cgroup {
                 Err(error) if error.is_gone() && io::exists(root, "", &dir) => match (write.tolerate, home) {
                     (Some(""), _) => {}
                     (Some(warning), _) => warnings.push(warning.to_owned()),
+                    (None, Home::V2(_)) if made_by_systemd(&dir) => {
+                        return Err(Error::NotDelegated {
+                            path: self.path(),
+                            controller: controller.unified_name(),
+                            file: write.file,
+                        });
+                    }
                     // The controller is not enabled down to here: the kernel's reason is worth more than ENOENT.
                     (None, Home::V2(_)) => return Err(why_missing(root, &dir, controller).unwrap_or(error)),
                     (None, Home::V1(_)) => return Err(error),

@@ -43,6 +43,15 @@ pub enum Error {
         controller: &'static str,
         limit: String,
     },
+    #[error(
+        "systemd has not given {path} the {controller} controller, which {file} needs: see `DisableControllers=` of the \
+         slices above it, and whether the kernel has the controller"
+    )]
+    NotDelegated {
+        path: String,
+        controller: &'static str,
+        file: String,
+    },
     #[error("{field} is {value}: {problem}")]
     Limit {
         field: &'static str,

@@ -355,7 +355,8 @@ fn create_error(root: &Root, dir: &str, errno: Errno) -> Error {
 }
 
 /// Makes every known controller of the root available in `dir`. A controller that cannot be had (a parent holds
-/// processes, say) is no error here: a limit that needs it will say so.
+/// processes, say) is no error here: a limit that needs it will say so. In what is systemd's to manage only those are
+/// enabled that it does not know.
 fn enable_along(unified: &Unified, dir: &str) -> Result<(), Error> {
     if dir.is_empty() {
         return Ok(());
@@ -371,6 +372,14 @@ fn enable_along(unified: &Unified, dir: &str) -> Result<(), Error> {
     }
     let parents = std::iter::once("").chain(dir.match_indices('/').map(|(at, _)| &dir[..at]));
     for parent in parents {
+        let systemds = is_systemds(parent, dir);
+        let missing: Vec<_> = missing
+            .iter()
+            .filter(|it| !systemds || ***it == Controller::Hugetlb)
+            .collect();
+        if missing.is_empty() {
+            continue;
+        }
         let all: String = missing
             .iter()
             .map(|it| format!("+{} ", it.unified_name()))
@@ -383,6 +392,22 @@ fn enable_along(unified: &Unified, dir: &str) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether `parent`, on the way to `dir`, is managed by systemd: a slice, or the root above one. A scope or a service is
+/// delegated to whoever is in it.
+fn is_systemds(parent: &str, dir: &str) -> bool {
+    let slice = |path: &str| path.ends_with(".slice");
+    match parent {
+        "" => dir.split('/').next().is_some_and(slice),
+        parent => slice(parent),
+    }
+}
+
+/// Whether systemd made the cgroup, as a scope in a slice.
+pub(crate) fn made_by_systemd(dir: &str) -> bool {
+    dir.rsplit_once('/')
+        .is_some_and(|(parent, name)| name.ends_with(".scope") && parent.ends_with(".slice"))
 }
 
 /// Why `controller` is not in `dir`, as the kernel's answer to one more attempt to enable it.
@@ -434,4 +459,25 @@ fn controllers_in(text: &str) -> Vec<Controller> {
         .into_iter()
         .filter(|it| names.contains(&it.unified_name()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_are_systemds_and_scopes_their_owners() {
+        let pod = "kubepods.slice/kubepods-pod1.slice/holdfast-1.scope";
+        for parent in ["", "kubepods.slice", "kubepods.slice/kubepods-pod1.slice"] {
+            assert!(is_systemds(parent, pod), "{parent}");
+        }
+        assert!(!is_systemds(pod, &format!("{pod}/exec-1")));
+        for parent in ["", "kubepods", "kubepods/pod1"] {
+            assert!(!is_systemds(parent, "kubepods/pod1/c"), "{parent}");
+        }
+        assert!(made_by_systemd(pod));
+        for other in ["a.scope", "a/b.scope", "a.slice/b", "a.slice"] {
+            assert!(!made_by_systemd(other), "{other}");
+        }
+    }
 }

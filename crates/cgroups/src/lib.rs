@@ -51,6 +51,7 @@ mod oci;
 mod oom;
 mod path;
 mod stats;
+pub mod systemd;
 mod v1;
 mod v2;
 
@@ -61,7 +62,7 @@ pub use error::Error;
 pub use hierarchy::{Controller, Hierarchy, Mode};
 pub use limits::{BlockIo, Cpu, Limits, Memory, Stage, Throttle};
 pub use oom::OomWatch;
-pub use path::{Driver, systemd_scope_path};
+pub use path::{slice_of_parent, slice_path, systemd_scope_path};
 pub use stats::{
     CpuStat, Detail, HugetlbStat, IoStat, MemoryStat, PidsStat, Pressure, Pressures, Stall, StatReader, Stats,
 };

@@ -1,21 +1,9 @@
 //! Cgroup paths: what a caller may name, and systemd's way to spell them. Pure.
 
 use crate::Error;
-use serde::{Deserialize, Serialize};
 
 /// Longest path taken; with a controller's mount point and a file's name it stays under PATH_MAX.
 const MAX_PATH: usize = 3072;
-
-/// Who makes cgroups.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Driver {
-    /// We do, by mkdir. A path is `/kubepods/pod1/<id>`.
-    #[default]
-    Cgroupfs,
-    /// systemd does, when asked over D-Bus. A path is `kubepods-pod1.slice:cri:<id>`.
-    Systemd,
-}
 
 /// Checks `path` and strips its outer slashes: the result is relative to the root of a hierarchy, and empty for it.
 pub(crate) fn relative(path: &str) -> Result<String, Error> {
@@ -62,6 +50,52 @@ pub(crate) fn component(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Where systemd puts a slice: `a-b.slice` → `/a.slice/a-b.slice` (systemd.slice(5): each dash is a level); empty for
+/// the root slice, `-.slice`.
+pub fn slice_path(slice: &str) -> Result<String, Error> {
+    let refuse = |problem| {
+        Err(Error::Path {
+            path: slice.chars().take(256).collect(),
+            problem,
+        })
+    };
+    let Some(stem) = slice.strip_suffix(".slice") else {
+        return refuse("is not the name of a slice");
+    };
+    if stem == "-" {
+        return Ok(String::new());
+    }
+    // A unit's name is at most 255 bytes long and made of these (systemd.unit(5); no colon, which parts OCI names).
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.\\".contains(&byte);
+    if slice.len() > 255 || !stem.bytes().all(allowed) {
+        return refuse("is longer than a unit's name can be, or holds what none can");
+    }
+    if stem.split('-').any(str::is_empty) {
+        return refuse("has an empty level");
+    }
+    let mut out = String::new();
+    for (at, _) in stem.match_indices('-').chain([(stem.len(), "")]) {
+        out.push('/');
+        out.push_str(&stem[..at]);
+        out.push_str(".slice");
+    }
+    Ok(out)
+}
+
+/// The slice that a pod's parent names, and its path: `a-b.slice`, or as kubelet spells it `/a.slice/a-b.slice`.
+pub fn slice_of_parent(parent: &str) -> Result<(String, String), Error> {
+    let parent_end = parent.trim_end_matches('/');
+    let name = parent_end.rsplit('/').next().unwrap_or_default();
+    let path = slice_path(name)?;
+    if parent_end.contains('/') && parent_end != path {
+        return Err(Error::Path {
+            path: parent.chars().take(256).collect(),
+            problem: "is not where systemd puts that slice",
+        });
+    }
+    Ok((name.to_owned(), path))
+}
+
 /// Where systemd puts the scope that `slice:prefix:name` names, such as
 /// `a-b.slice:cri:id` → `/a.slice/a-b.slice/cri-id.scope` (systemd.slice(5): each dash is a level).
 pub fn systemd_scope_path(path: &str) -> Result<String, Error> {
@@ -81,20 +115,7 @@ pub fn systemd_scope_path(path: &str) -> Result<String, Error> {
         return refuse("has no name, or a slash, a NUL or a newline in it");
     }
     let slice = if slice.is_empty() { "system.slice" } else { slice };
-    let Some(stem) = slice.strip_suffix(".slice") else {
-        return refuse("does not begin with the name of a slice");
-    };
-    let mut out = String::new();
-    if stem != "-" {
-        if stem.is_empty() || stem.split('-').any(str::is_empty) {
-            return refuse("has an empty level in its slice");
-        }
-        for (at, _) in stem.match_indices('-').chain([(stem.len(), "")]) {
-            out.push('/');
-            out.push_str(&stem[..at]);
-            out.push_str(".slice");
-        }
-    }
+    let mut out = slice_path(slice)?;
     out.push('/');
     if !prefix.is_empty() {
         out.push_str(prefix);
@@ -134,6 +155,32 @@ mod tests {
         }
         for bad in ["", ".", "..", "a/b", "a\0"] {
             assert!(component(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn parents_are_slices_where_systemd_puts_them() {
+        let pod = "kubepods-besteffort-pod1_2.slice";
+        let path = "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1_2.slice";
+        for parent in [pod, path, &format!("{path}/")] {
+            assert_eq!(slice_of_parent(parent).unwrap(), (pod.into(), path.into()));
+        }
+        assert_eq!(slice_of_parent("-.slice").unwrap().1, "");
+        for bad in [
+            "",
+            "/",
+            "/kubepods/pod1",
+            "kubepods",
+            ".slice",
+            "a--b.slice",
+            "-a.slice",
+            "a/b.slice",
+            "/a-b.slice",
+            "/x.slice/a-b.slice",
+            "a b.slice",
+            "a\nb.slice",
+        ] {
+            assert!(slice_of_parent(bad).is_err(), "{bad:?}");
         }
     }
 

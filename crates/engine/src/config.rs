@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_model::CgroupDriver;
+
 /// Bounds and deadlines. Each is named here so that no queue, wait or retry is without one.
 pub mod bounds {
     use std::time::Duration;
@@ -73,7 +75,10 @@ pub struct Config {
     pub state: PathBuf,
     /// Holds `holdfast-monitor` and `holdfast-pause`.
     pub helpers: PathBuf,
-    /// cgroup of pods that name no parent, and of the monitors: `/holdfast`, `/holdfast-monitors`.
+    /// Who makes the cgroups of new pods.
+    pub cgroup_driver: CgroupDriver,
+    /// cgroup of pods that name no parent, and of the monitors: `/holdfast`, `/holdfast-monitors`; under systemd a slice
+    /// and a scope, `/holdfast.slice` and `/system.slice/holdfast-monitors.scope`.
     pub default_cgroup: String,
     pub monitor_cgroup: String,
     /// Clamp `oom_score_adj` and capabilities to what holdfast itself holds.
@@ -98,6 +103,7 @@ impl Config {
             root: root.into(),
             state: state.into(),
             helpers: helpers.into(),
+            cgroup_driver: CgroupDriver::Cgroupfs,
             default_cgroup: "/holdfast".into(),
             monitor_cgroup: "/holdfast-monitors".into(),
             clamp_privileges: true,

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use holdfast_images::Images;
 use holdfast_model::{
-    ContainerId, ContainerRecord, ContainerSpec, ContainerState, Invalid, NamespaceMode, SandboxId,
-    SandboxRecord, SandboxSpec, SandboxState,
+    CgroupDriver, ContainerId, ContainerRecord, ContainerSpec, ContainerState, Invalid, NamespaceMode,
+    SandboxId, SandboxRecord, SandboxSpec, SandboxState,
 };
 use holdfast_network::{Network, NetworkStatus};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -75,7 +75,7 @@ impl Engine {
                 handler: handler.chars().take(200).collect(),
             });
         }
-        supported(&spec)?;
+        parent_cgroup(&self.shared().config, &spec)?;
         for _ in 0..JOIN_ATTEMPTS {
             let id = new_sandbox_id()?;
             match self.shared().names.reserve(&spec.metadata, id) {
@@ -124,12 +124,7 @@ impl Engine {
 
     fn new_record(&self, id: SandboxId, spec: SandboxSpec, handler: &str) -> Result<SandboxRecord, Error> {
         let shared = self.shared();
-        let given = spec.cgroup_parent.trim_end_matches('/');
-        let cgroup = if given.is_empty() {
-            shared.config.default_cgroup.clone()
-        } else {
-            given.to_owned()
-        };
+        let cgroup = parent_cgroup(&shared.config, &spec)?;
         let exists = shared.hierarchy.exists(&cgroup);
         let exists = exists.map_err(|source| Error::Cgroup {
             step: "search",
@@ -152,6 +147,7 @@ impl Engine {
             handler: handler.to_owned(),
             cgroup_made: !exists && cgroup != shared.config.default_cgroup,
             cgroup,
+            cgroup_driver: shared.config.cgroup_driver,
             hostname,
             pause_pid: None,
             monitor_pid: None,
@@ -348,16 +344,22 @@ impl Engine {
         let missing = [config.monitor_program(), config.pause_program()]
             .into_iter()
             .find(|path| !path.is_file());
-        match missing {
+        let missing = missing.map(|path| format!("helper program {} is missing", path.display()));
+        match missing.or_else(|| self.shared().systemd.trouble()) {
             None => Readiness {
                 ready: true,
                 message: String::new(),
             },
-            Some(path) => Readiness {
+            Some(message) => Readiness {
                 ready: false,
-                message: format!("helper program {} is missing", path.display()),
+                message,
             },
         }
+    }
+
+    /// Who makes the cgroups of new pods.
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.shared().config.cgroup_driver
     }
 
     pub fn network_status(&self) -> NetworkStatus {
@@ -402,20 +404,31 @@ fn ended(id: &SandboxId) -> Error {
     }
 }
 
-/// What is understood but not yet possible gets a clear no.
-fn supported(spec: &SandboxSpec) -> Result<(), Error> {
+/// The pod's cgroup, from its parent as the driver spells it: a path, or a slice.
+fn parent_cgroup(config: &crate::Config, spec: &SandboxSpec) -> Result<String, Error> {
     let parent = spec.cgroup_parent.trim_end_matches('/');
-    if !parent.is_empty() && !parent.starts_with('/') {
-        let reason = if parent.ends_with(".slice") {
-            format!(
-                "{parent:?} is for the systemd cgroup driver; this runtime uses cgroupfs: an absolute path is wanted"
-            )
-        } else {
-            format!("{parent:?} is not an absolute path")
-        };
-        return Err(Invalid::new("linux.cgroup_parent", reason).into());
+    let refused = |reason: String| Err(Invalid::new("linux.cgroup_parent", reason).into());
+    if parent.is_empty() {
+        return Ok(config.default_cgroup.clone());
     }
-    Ok(())
+    match config.cgroup_driver {
+        CgroupDriver::Cgroupfs if parent.ends_with(".slice") => refused(format!(
+            "{parent:?} is for the systemd cgroup driver; this runtime uses cgroupfs (pods.cgroup_driver), as the kubelet \
+             must too: a path such as /kubepods/pod1 is wanted"
+        )),
+        CgroupDriver::Cgroupfs if !parent.starts_with('/') => {
+            refused(format!("{parent:?} is not an absolute path"))
+        }
+        CgroupDriver::Cgroupfs => Ok(parent.to_owned()),
+        CgroupDriver::Systemd => match holdfast_cgroups::slice_of_parent(parent) {
+            Ok((_, path)) if !path.is_empty() => Ok(path),
+            Ok(_) => refused(format!("{parent:?} is the root: pods need a slice below it")),
+            Err(error) => refused(format!(
+                "{error}; this runtime uses the systemd cgroup driver (pods.cgroup_driver), as the kubelet must too: a slice \
+                 such as kubepods-pod1.slice is wanted"
+            )),
+        },
+    }
 }
 
 /// The namespace mode `Target` may only name a running container of the same pod.

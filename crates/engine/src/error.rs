@@ -84,6 +84,13 @@ pub enum Error {
         #[source]
         source: Box<holdfast_cgroups::Error>,
     },
+    #[error("{step} of {id}")]
+    Systemd {
+        step: &'static str,
+        id: String,
+        #[source]
+        source: Box<crate::systemd::BusError>,
+    },
     #[error("record of {id}")]
     Record {
         id: String,
@@ -141,6 +148,7 @@ impl Error {
             Self::Busy { .. } | Self::CutOff { .. } | Self::NoConnection { .. } => Kind::Unavailable,
             Self::Shared { kind, .. } => *kind,
             Self::Image { source, .. } => image_kind(source),
+            Self::Systemd { source, .. } => source.kind(),
             Self::Cgroup { .. }
             | Self::Record { .. }
             | Self::Io { .. }

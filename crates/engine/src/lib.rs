@@ -23,6 +23,7 @@ mod shared;
 mod spare;
 pub mod spec;
 mod streams;
+pub mod systemd;
 mod types;
 mod view;
 mod waiters;
@@ -30,6 +31,7 @@ mod waiters;
 pub use config::{Config, Handler, Rlimit};
 pub use engine::Engine;
 pub use error::{Error, Kind};
+pub use holdfast_model::CgroupDriver;
 pub use types::{
     Ended, Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec, StreamRequest, Streams,
     Subject, Wanted,

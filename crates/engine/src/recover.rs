@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use holdfast_cgroups::Hierarchy;
+use holdfast_cgroups::{Hierarchy, Mode};
 use holdfast_images::Images;
-use holdfast_model::{ContainerRecord, SandboxId, SandboxRecord, SandboxState};
+use holdfast_model::{
+    CgroupDriver, ContainerRecord, SCOPE_PREFIX, SandboxId, SandboxRecord, SandboxState, scope_unit,
+};
 use holdfast_network::Network;
 use tokio::sync::{Semaphore, broadcast, oneshot};
 use tokio::task::JoinSet;
@@ -19,6 +21,7 @@ use crate::names::Names;
 use crate::pod::{Birth, Pod, forsaken};
 use crate::shared::{Pods, Shared, blocking};
 use crate::spare::Spare;
+use crate::systemd::{self, Address, Monitors, Systemd};
 use crate::view::Views;
 use crate::{Config, Error};
 
@@ -45,6 +48,11 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         error!("damaged record: {text}");
     }
     let spare = Spare::new(config.monitor_program(), config.spare_monitor);
+    let systemd = Arc::new(Systemd::new(Address::System));
+    let by_systemd = config.cgroup_driver == CgroupDriver::Systemd;
+    // On version 1 a monitor stays where the daemon is.
+    let monitors = (by_systemd && hierarchy.mode() == Mode::Unified)
+        .then(|| Monitors::new(systemd.clone(), hierarchy.clone(), &config));
     let shared = Arc::new(Shared {
         config,
         images,
@@ -61,12 +69,39 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         spare,
         discards: Semaphore::new(bounds::DISCARDS),
         meters: Meters::default(),
+        systemd,
+        monitors,
     });
+    if by_systemd {
+        greet_systemd(&shared).await;
+    }
     let known: BTreeSet<SandboxId> = sandboxes.iter().map(|record| record.id).collect();
     revive(&shared, sandboxes, containers).await;
     sweep(&shared, &known).await;
     meter::start(&shared);
     Ok(shared)
+}
+
+/// A daemon that cannot reach systemd serves the pods that run, says in its status that it can make no more, and tries
+/// again.
+async fn greet_systemd(shared: &Arc<Shared>) {
+    let greeted = match &shared.monitors {
+        Some(monitors) => monitors.ensure().await,
+        None => shared
+            .systemd
+            .version()
+            .await
+            .map(drop)
+            .map_err(|source| Error::Systemd {
+                step: "greeting",
+                id: "systemd".into(),
+                source: Box::new(source),
+            }),
+    };
+    if let Err(error) = greeted {
+        error!("{}", error.chain());
+    }
+    shared.systemd.watch();
 }
 
 fn make_state(config: &Config) -> Result<(), Error> {
@@ -126,6 +161,7 @@ async fn revive(
 async fn sweep(shared: &Arc<Shared>, known: &BTreeSet<SandboxId>) {
     sweep_directories(shared, known).await;
     sweep_cgroups(shared, known).await;
+    sweep_scopes(shared, known).await;
     sweep_snapshots(shared).await;
     let live = shared.views.sandboxes.all().into_iter().filter(|record| {
         record.network_owed
@@ -202,6 +238,44 @@ async fn sweep_cgroups(shared: &Arc<Shared>, known: &BTreeSet<SandboxId>) {
         Ok(())
     });
     let _ = swept.await;
+}
+
+/// Units of ours, in whatever slice, that no record names: made by a daemon that was killed before it could use them, or of
+/// a pod whose record was damaged.
+async fn sweep_scopes(shared: &Arc<Shared>, known: &BTreeSet<SandboxId>) {
+    let pods = shared.views.sandboxes.all();
+    let used = |record: &Arc<SandboxRecord>| record.cgroup_driver == CgroupDriver::Systemd;
+    if shared.config.cgroup_driver != CgroupDriver::Systemd && !pods.iter().any(used) {
+        return;
+    }
+    let mut names: BTreeSet<String> = known.iter().map(|id| scope_unit(id.as_str())).collect();
+    let containers = shared.views.containers.all();
+    names.extend(containers.iter().map(|record| scope_unit(record.id.as_str())));
+    let ours = format!("{}: ", systemd::owner(&shared.config));
+    let found = match shared.systemd.units(&format!("{SCOPE_PREFIX}-*.scope")).await {
+        Ok(found) => found,
+        Err(error) => {
+            return error!(
+                "units of pods that are gone are not looked for: {}",
+                error.chain()
+            );
+        }
+    };
+    for unit in found {
+        let id = unit
+            .name
+            .strip_prefix(SCOPE_PREFIX)
+            .and_then(|rest| rest.strip_prefix('-'));
+        let id = id.and_then(|rest| rest.strip_suffix(".scope"));
+        let of_a_pod = id.is_some_and(|id| SandboxId::parse(id).is_ok());
+        if !of_a_pod || names.contains(&unit.name) || !unit.description.starts_with(&ours) {
+            continue;
+        }
+        warn!(unit = unit.name, "belongs to no record: it is stopped");
+        if let Err(error) = shared.systemd.stop_unit(&unit.name).await {
+            error!("{}", error.chain());
+        }
+    }
 }
 
 async fn sweep_snapshots(shared: &Arc<Shared>) {

@@ -17,6 +17,7 @@ use crate::names::Names;
 use crate::pod::Command;
 use crate::spare::Spare;
 use crate::spec::HostFacts;
+use crate::systemd::{Monitors, Systemd};
 use crate::view::Views;
 use crate::{Config, Error, Event};
 
@@ -37,6 +38,10 @@ pub(crate) struct Shared {
     /// Discards of root file systems at a time.
     pub discards: Semaphore,
     pub meters: Meters,
+    /// Connected to when a pod of that driver first needs it.
+    pub systemd: Arc<Systemd>,
+    /// Where the monitors are if systemd makes that too.
+    pub monitors: Option<Monitors>,
 }
 
 /// How each pod's owner is reached.

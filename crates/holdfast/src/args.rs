@@ -89,6 +89,11 @@ pub enum Command {
     UpgradeMonitors,
     /// Show our version and the runtime's
     Version,
+    /// Show or check the server's configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Try what this node has of what pods need; exit code 1 if something is missing
+    Doctor(Doctor),
 }
 
 #[derive(Debug, ClapArgs)]
@@ -105,9 +110,34 @@ pub struct Serve {
     /// Configuration; files in config.d beside it are read after it [default: /etc/holdfast/config.toml]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Read and check the configuration, print it as it came out, and exit
+    /// Read and check the configuration, print it as it came out, and exit (as `holdfast config check`)
     #[arg(long)]
     pub check_config: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Config {
+    /// Print every key with its default, as a file to begin with
+    Default,
+    /// Read and check the files, print what came out
+    Check {
+        /// Configuration; files in config.d beside it are read after it [default: /etc/holdfast/config.toml]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Doctor {
+    /// Configuration [default: /etc/holdfast/config.toml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// As for `serve`
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+    /// As for `serve`
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

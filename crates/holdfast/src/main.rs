@@ -9,6 +9,7 @@ mod client;
 mod commands;
 mod config;
 mod crilog;
+mod doctor;
 mod find;
 mod output;
 mod serve;
@@ -26,6 +27,8 @@ fn main() -> ExitCode {
     let outcome = match args.command {
         Command::Serve(options) => serve::run(options).map(|()| ExitCode::SUCCESS),
         Command::HoldUserNamespace => serve::user_namespaces::hold().map(|()| ExitCode::SUCCESS),
+        Command::Config(which) => config::run(&which).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(options) => doctor::run(options, args.global.output),
         command => commands::run(&args.global, command),
     };
     outcome.unwrap_or_else(|error| {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use holdfast_cgroups::{Cgroup, Hierarchy, Limits, Stage};
+use holdfast_cgroups::{Cgroup, Hierarchy, Limits, Stage, systemd_scope_path};
 use holdfast_sys::clone::{Child, Clone3};
 use oci_spec::runtime::LinuxResources;
 
@@ -37,24 +37,26 @@ impl Place {
         if place.path.is_empty() {
             return Ok(Self::none());
         }
+        let path = path_of(place)?;
         if place.driver == CgroupDriver::Systemd {
-            return Err(Fault::unsupported(
-                "cgroups made by systemd are not supported by this launcher yet",
-            ));
+            // The daemon has had it made, and holds a process in it until ours is there. Below it is completed, not made:
+            // controllers that systemd does not know, and on version 1 the hierarchies that it does not use.
+            hierarchy
+                .open(&path)
+                .at(|| format!("open the scope {path}, which systemd was to make"))?;
         }
         let limits = match resources {
             Some(resources) => Limits::from_oci(resources).map_err(|e| Fault::invalid(chain(&e)))?,
             None => Limits::default(),
         };
-        let what = || format!("make the cgroup {}", place.path);
-        let cgroup = hierarchy.create(&place.path).at(what)?;
+        let cgroup = hierarchy.create(&path).at(|| format!("make the cgroup {path}"))?;
         let mut out = Self::none();
         out.cgroup = Some(cgroup.clone());
         out.limits = limits;
         warnings.extend(
             cgroup
                 .apply(&out.limits, Stage::Create)
-                .at(|| format!("limit the cgroup {}", place.path))?,
+                .at(|| format!("limit the cgroup {path}"))?,
         );
         out.open(&cgroup)?;
         Ok(out)
@@ -65,9 +67,8 @@ impl Place {
         if place.path.is_empty() {
             return Ok(Self::none());
         }
-        let cgroup = hierarchy
-            .open(&place.path)
-            .at(|| format!("open the cgroup {}", place.path))?;
+        let path = path_of(place)?;
+        let cgroup = hierarchy.open(&path).at(|| format!("open the cgroup {path}"))?;
         let mut out = Self::none();
         if leaf.is_empty() {
             out.kept = true;
@@ -75,7 +76,7 @@ impl Place {
         } else {
             let leaf = cgroup
                 .leaf(leaf)
-                .at(|| format!("make the cgroup {leaf} below {}", place.path))?;
+                .at(|| format!("make the cgroup {leaf} below {path}"))?;
             out.cgroup = Some(leaf.clone());
             out.open(&leaf)?;
         }
@@ -148,6 +149,14 @@ impl Drop for Place {
             let _ = cgroup.wait_empty(REMOVAL);
             let _ = cgroup.remove(REMOVAL);
         }
+    }
+}
+
+/// Where it is, from the hierarchy's root.
+fn path_of(place: &CgroupRef) -> Result<String> {
+    match place.driver {
+        CgroupDriver::Cgroupfs => Ok(place.path.clone()),
+        CgroupDriver::Systemd => systemd_scope_path(&place.path).map_err(|e| Fault::invalid(chain(&e))),
     }
 }
 

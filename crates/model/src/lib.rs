@@ -20,7 +20,10 @@ pub use container::{
     ContainerMetadata, ContainerSpec, Device, EnvVar, ImageSpec, Mount, MountImage, Propagation,
 };
 pub use id::{ContainerId, IdError, SandboxId};
-pub use record::{ContainerReason, ContainerRecord, ContainerUser, ExitInfo, ResolvedImage, SandboxRecord};
+pub use record::{
+    CgroupDriver, ContainerReason, ContainerRecord, ContainerUser, ExitInfo, ResolvedImage, SCOPE_PREFIX,
+    SandboxRecord, scope_unit,
+};
 pub use resources::{HugepageLimit, Resources};
 pub use sandbox::{DnsConfig, PortMapping, Protocol, SandboxMetadata, SandboxSpec};
 pub use security::{

@@ -16,8 +16,11 @@ pub struct SandboxRecord {
     pub created_at: i64,
     /// Runtime handler that was asked for; empty: the default.
     pub handler: String,
-    /// The pod's cgroup, relative to the hierarchy's root; pause is in `<cgroup>/<id>`.
+    /// The pod's cgroup, relative to the hierarchy's root; where its processes are, [`Self::cgroup_of`] says.
     pub cgroup: String,
+    /// Who makes the cgroups below it. A pod keeps its driver when the daemon's configuration changes.
+    #[serde(default)]
+    pub cgroup_driver: CgroupDriver,
     /// The pod's cgroup was not there before: it is removed with the pod.
     #[serde(default)]
     pub cgroup_made: bool,
@@ -50,6 +53,58 @@ impl SandboxRecord {
     pub fn ready(&self) -> bool {
         self.state == SandboxState::Ready
     }
+
+    /// The cgroup of pause (the pod's own id) or of a container, relative to the hierarchy's root.
+    pub fn cgroup_of(&self, id: &str) -> String {
+        match self.cgroup_driver {
+            CgroupDriver::Cgroupfs => format!("{}/{id}", self.cgroup),
+            CgroupDriver::Systemd => format!("{}/{}", self.cgroup, scope_unit(id)),
+        }
+    }
+
+    /// The same as OCI's `linux.cgroupsPath` has it: for systemd `slice:prefix:name`.
+    pub fn oci_cgroup_of(&self, id: &str) -> String {
+        match self.cgroup_driver {
+            CgroupDriver::Cgroupfs => self.cgroup_of(id),
+            CgroupDriver::Systemd => format!("{}:{SCOPE_PREFIX}:{id}", self.slice_unit()),
+        }
+    }
+
+    /// The pod's slice as systemd calls it; only of a pod of that driver.
+    pub fn slice_unit(&self) -> &str {
+        match self.cgroup.rsplit('/').next() {
+            Some(name) if !name.is_empty() => name,
+            _ => "-.slice",
+        }
+    }
+}
+
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// We do, by mkdir.
+    #[default]
+    Cgroupfs,
+    /// systemd does, asked over D-Bus: a scope for each container, in the pod's slice.
+    Systemd,
+}
+
+impl CgroupDriver {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
+        }
+    }
+}
+
+/// What comes before the id in the name of a scope.
+pub const SCOPE_PREFIX: &str = "holdfast";
+
+/// The scope of pause or of a container.
+pub fn scope_unit(id: &str) -> String {
+    format!("{SCOPE_PREFIX}-{id}.scope")
 }
 
 /// How a container ended.

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use holdfast_cgroups::{Cgroup, Error, Hierarchy, systemd_scope_path};
+use holdfast_cgroups::{Cgroup, Error, Hierarchy, Mode, systemd_scope_path};
 use holdfast_launcher::{CgroupDriver, CgroupRef};
 use holdfast_monitor_api::message::{self, Failure, FailureKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,6 +13,8 @@ use crate::job::Outcome;
 
 /// How long killed processes may take to die.
 const DIE: Duration = Duration::from_secs(5);
+/// In [`settle`]: the cgroup was there to be asked.
+const THERE: u64 = 1 << 32;
 /// How long the kernel may call an empty cgroup busy.
 const REMOVE: Duration = Duration::from_secs(2);
 
@@ -65,13 +67,39 @@ pub fn remove(hierarchy: &Hierarchy, cgroup: &CgroupRef) -> Outcome {
 
 /// After init's end: kills what is left where that is wanted; the result is how many processes the kernel has killed for
 /// want of memory since the cgroup was made, which was for this container.
-pub fn settle(hierarchy: &Hierarchy, cgroup: &CgroupRef, kill_rest: bool) -> Outcome {
-    if_there(hierarchy, cgroup, |cgroup| {
+///
+/// systemd removes a scope's cgroup as soon as its last process has ended, and may be there before us. The kills of the
+/// slice above, which count those below it, then say whether there was one since this container started (`before`): in
+/// another container of the pod, at the worst.
+pub fn settle(hierarchy: &Hierarchy, cgroup: &CgroupRef, kill_rest: bool, before: u64) -> Outcome {
+    let own = if_there(hierarchy, cgroup, |cgroup| {
         if kill_rest {
             cgroup.kill()?;
         }
-        cgroup.oom_kills()
-    })
+        // Beyond what any machine kills: told apart from "it is gone".
+        Ok(cgroup.oom_kills()?.saturating_add(THERE))
+    });
+    match own {
+        Ok(kills) if kills >= THERE => Ok(kills - THERE),
+        _ if cgroup.driver == CgroupDriver::Systemd => {
+            Ok(slice_kills(hierarchy, cgroup).saturating_sub(before))
+        }
+        outcome => outcome,
+    }
+}
+
+/// Out-of-memory kills in the slice that the scope is in, and below; 0 where nobody counts them (under cgroupfs, where
+/// they are not needed, and on version 1, which counts those of each cgroup alone).
+pub fn slice_kills(hierarchy: &Hierarchy, cgroup: &CgroupRef) -> u64 {
+    if cgroup.driver != CgroupDriver::Systemd || hierarchy.mode() != Mode::Unified {
+        return 0;
+    }
+    let Ok(scope) = systemd_scope_path(&cgroup.path) else {
+        return 0;
+    };
+    let slice = scope.rsplit_once('/').map_or("/", |(slice, _)| slice);
+    let kills = hierarchy.open(slice).and_then(|slice| slice.oom_kills());
+    kills.unwrap_or(0)
 }
 
 /// Kills an exec's leaf.
@@ -107,7 +135,19 @@ fn if_there(
             return Ok(0);
         }
         match hierarchy.open(&path) {
-            Ok(cgroup) => operation(cgroup),
+            Ok(cgroup) => match operation(cgroup) {
+                // systemd has removed it while we were at it.
+                Err(error) if error.is_gone() && reference.driver == CgroupDriver::Systemd => Ok(0),
+                outcome => outcome,
+            },
+            // The same, a moment earlier.
+            Err(error)
+                if error.is_gone()
+                    && reference.driver == CgroupDriver::Systemd
+                    && hierarchy.mode() == Mode::Unified =>
+            {
+                Ok(0)
+            }
             // Half there: a create that failed midway. `create` completes it so that it can be removed whole.
             Err(_) => operation(hierarchy.create(&path)?),
         }

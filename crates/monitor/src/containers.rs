@@ -66,6 +66,9 @@ pub(crate) struct Container {
     pub removing: Vec<Asker>,
     /// Its cgroup is removed, its processes are dead; the removal waits for init to be reaped, at most until then.
     pub gone_by: Option<Instant>,
+    /// Out-of-memory kills in the pod's slice when it started, for where systemd is quicker than we: see
+    /// [`cgroup::settle`]. `u64::MAX`: not known.
+    pub slice_kills: u64,
     /// When to look again how an adopted container ended, and until when.
     pub retry: Option<(Instant, Instant)>,
 }
@@ -107,6 +110,7 @@ impl Container {
             event_due: None,
             removing: Vec::new(),
             gone_by: None,
+            slice_kills: u64::MAX,
             retry: None,
         }
     }
@@ -340,7 +344,9 @@ impl Monitor {
     }
 
     pub(crate) fn start_container(&mut self, asker: Asker, id: &str) -> Result<(), Failure> {
+        let hierarchy = self.hierarchy()?;
         let container = self.known(id)?;
+        let before = cgroup::slice_kills(&hierarchy, &container.cgroup);
         let key = container.key;
         if container.phase != Phase::Created || container.starting.is_some() {
             let text = format!("container {id} is not waiting to be started");
@@ -355,6 +361,7 @@ impl Monitor {
             .release()
             .map_err(|error| crate::error::launcher(&error))?;
         container.starting = Some(asker);
+        container.slice_kills = before;
         let container = self.containers.iter().find(|container| container.key == key);
         if let Some(barrier) = container.and_then(|container| container.barrier.as_ref()) {
             self.poller

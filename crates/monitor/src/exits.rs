@@ -139,7 +139,10 @@ impl Monitor {
         let settle = (kill_rest || killed) && container.removing.is_empty();
         if settle && !cgroup.path.is_empty() {
             let purpose = Purpose::Settle { container: key };
-            self.start_cgroup_job(purpose, move |all| cgroup::settle(all, &cgroup, kill_rest));
+            let before = container.slice_kills;
+            self.start_cgroup_job(purpose, move |all| {
+                cgroup::settle(all, &cgroup, kill_rest, before)
+            });
         } else {
             self.settled(key, Ok(0));
         }

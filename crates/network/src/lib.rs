@@ -24,6 +24,7 @@ mod error;
 mod links;
 mod netlink;
 mod network;
+mod probe;
 mod record;
 mod retry;
 mod types;
@@ -32,6 +33,7 @@ pub use config::{BridgeConfig, Config, Subnet};
 pub use error::{Error, Kind};
 pub use links::{LinkCounters, PodLinks};
 pub use network::Network;
+pub use probe::{Probe, probe};
 pub use types::{
     Bandwidth, Dns, Interface, NetResult, NetworkStatus, POD_INTERFACE, PodNetwork, PortMapping, Protocol,
     Reconciled,

@@ -42,8 +42,15 @@ const fn bit(signal: u32) -> u64 {
     1 << (signal - 1)
 }
 
-/// Entered from `_start`, with nothing set up but the stack.
-extern "C" fn main() -> ! {
+/// Entered from `_start`, with nothing set up but the stack, on which the number of arguments is first.
+///
+/// With an argument (`holdfast-pause hold`) it is no pod's process but the daemon's helper: it keeps a cgroup from being
+/// empty until its standard input ends.
+extern "C" fn main(stack: *const usize) -> ! {
+    // SAFETY: the kernel puts argc there (`execve`'s initial stack, System V ABI), and nothing has overwritten it.
+    if unsafe { *stack } > 1 {
+        hold();
+    }
     // The signals are never delivered, only waited for: no handler, no race between a signal and the wait. The launcher
     // has blocked them already: as PID 1 we would not get one that comes before this.
     let signals = bit(SIGINT) | bit(SIGTERM) | bit(SIGCHLD);
@@ -67,6 +74,16 @@ extern "C" fn main() -> ! {
         }
         if signal < 0 && signal != EINTR {
             exit(1);
+        }
+    }
+}
+
+fn hold() -> ! {
+    let mut byte = 0u8;
+    loop {
+        let got = call(Number::Read, [0, (&raw mut byte) as usize, 1, 0]);
+        if got <= 0 && got != EINTR {
+            exit(0);
         }
     }
 }

@@ -130,7 +130,7 @@ impl PodMeter {
     }
 
     fn pause_meter(&self, hierarchy: &Hierarchy, record: &SandboxRecord) -> Option<&Meter> {
-        let open = || Meter::open(hierarchy, &format!("{}/{}", record.cgroup, record.id));
+        let open = || Meter::open(hierarchy, &record.cgroup_of(record.id.as_str()));
         self.pause.get_or_init(open).as_ref()
     }
 

@@ -185,7 +185,7 @@ impl Pod {
             pid: None,
             exit: None,
             image: ResolvedImage::default(),
-            cgroup: format!("{}/{id}", self.record.cgroup),
+            cgroup: self.record.cgroup_of(id.as_str()),
             log_path,
             user: ContainerUser::default(),
             stop_signal: Signal::TERM,

@@ -9,7 +9,7 @@ use holdfast_monitor_api::message::Rootfs;
 use holdfast_monitor_api::{Client, Container};
 use tracing::{debug, warn};
 
-use super::{Context, files, link};
+use super::{Context, files, link, scope};
 use crate::Error;
 use crate::adjust::{Subject, adjust};
 use crate::config::bounds;
@@ -126,12 +126,15 @@ impl Plan {
         let mut message = link::container_message(&self.context, &self.pod, &self.record);
         message.spec = oci_spec.clone().into_bytes();
         message.rootfs = Some(rootfs(snapshot)?);
+        let limits = scope::limits(&adjusted)?;
+        let held = scope::of_container(&self.context, &self.pod, &self.record, &limits).await?;
         let container = self
             .client
             .with_deadline(bounds::CREATE)
             .create_container(message)
             .await
             .map_err(Error::monitor("creating container", self.record.id))?;
+        held.settle(&limits).await?;
         debug!(container = %self.record.id, "created");
         for warning in &container.warnings {
             warn!(container = %self.record.id, "{warning}");
@@ -221,7 +224,7 @@ impl Plan {
             devices: &extras.devices,
             host_devices: &extras.host_devices,
             seccomp: extras.seccomp,
-            cgroup: &self.record.cgroup,
+            cgroup: &self.pod.oci_cgroup_of(self.record.id.as_str()),
             target_pid: self.target_pid,
             image_sources: sources,
             image_volumes: volumes,

@@ -105,6 +105,9 @@ impl Link {
 
 /// A monitor that knows nothing yet: the one that waits, or a new one.
 pub(super) async fn spawn(context: &Context) -> Result<Link, Error> {
+    if let Some(monitors) = &context.shared.monitors {
+        monitors.ensure().await?;
+    }
     let program = context.shared.config.monitor_program();
     if let Some(spare) = context.shared.spare.take(&program) {
         return Link::spawned(spare);
@@ -141,13 +144,14 @@ pub(super) fn monitor_cgroup(context: &Context) -> String {
 }
 
 pub(super) fn pause_cgroup(record: &SandboxRecord) -> String {
-    format!("{}/{}", record.cgroup, record.id)
+    record.cgroup_of(record.id.as_str())
 }
 
-fn cgroup(path: String) -> Cgroup {
+/// Of pause (the pod's own id) or of a container.
+fn cgroup(pod: &SandboxRecord, id: &str) -> Cgroup {
     Cgroup {
-        path,
-        driver: "cgroupfs".into(),
+        path: pod.oci_cgroup_of(id),
+        driver: pod.cgroup_driver.as_str().into(),
     }
 }
 
@@ -180,7 +184,7 @@ pub(super) fn sandbox_message(context: &Context, record: &SandboxRecord) -> Crea
             record.hostname.clone()
         },
         sysctls: spec.sysctls.iter().map(sysctl).collect(),
-        cgroup: Some(cgroup(pause_cgroup(record))),
+        cgroup: Some(cgroup(record, record.id.as_str())),
         shm_size: context.shared.config.shm_size,
         netns_path: record.netns_path.clone(),
         oom_score_adj: PAUSE_OOM_SCORE,
@@ -200,7 +204,7 @@ pub(super) fn container_message(
         name: format!("{}/{}", title(pod), record.spec.metadata.name),
         spec: record.oci_spec.clone().into_bytes(),
         rootfs: None,
-        cgroup: Some(cgroup(record.cgroup.clone())),
+        cgroup: Some(cgroup(pod, record.id.as_str())),
         log_path: record.log_path.clone(),
         stdin: record.spec.stdin,
         stdin_once: record.spec.stdin_once,

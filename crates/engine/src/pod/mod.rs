@@ -22,6 +22,7 @@ mod owner;
 mod reconcile;
 mod recover;
 mod run;
+mod scope;
 mod stop;
 mod streams;
 

@@ -12,7 +12,7 @@ use holdfast_network::{Dns, NetResult, PodNetwork, PortMapping};
 use tracing::{debug, warn};
 
 use super::link::{self, Link};
-use super::{Context, files, stop};
+use super::{Context, files, scope, stop};
 use crate::Error;
 use crate::config::bounds;
 
@@ -98,10 +98,19 @@ impl Monitored {
         let context = &self.files.context;
         let client = self.link.client.with_deadline(bounds::CREATE);
         // One after the other, but without waiting for the first answer.
+        let held = match scope::of_pause(context, &self.files.record).await {
+            Ok(held) => held,
+            Err(error) => {
+                // It knows nothing yet, so nobody could reach it.
+                self.link.kill();
+                return Err((error, self));
+            }
+        };
         let (init, created) = tokio::join!(
             client.init(link::init_message(context, &self.files.record)),
             client.create_sandbox(link::sandbox_message(context, &self.files.record)),
         );
+        held.leave().await;
         if let Err(source) = init {
             // It serves nobody and cannot be reached again.
             self.link.kill();

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_model::{ContainerRecord, SandboxRecord};
+use holdfast_model::{CgroupDriver, ContainerRecord, SandboxRecord};
 use holdfast_monitor_api::message::FailureKind;
 use holdfast_monitor_api::{Client, Error as MonitorError};
 use tracing::{debug, warn};
 
-use super::{Context, link};
+use super::{Context, link, scope};
 use crate::config::bounds;
 use crate::{Error, shared};
 
@@ -128,7 +128,8 @@ async fn when_possible<F: Future<Output = Result<(), MonitorError>>>(
 /// RemovePodSandbox: what is left of a stopped pod, its record last.
 pub(super) async fn clear(context: &Context, record: &SandboxRecord) -> Vec<String> {
     let cgroups = [link::pause_cgroup(record), link::monitor_cgroup(context)];
-    let parent = record.cgroup_made.then(|| record.cgroup.clone());
+    let by_hand = record.cgroup_driver == CgroupDriver::Cgroupfs;
+    let parent = (record.cgroup_made && by_hand).then(|| record.cgroup.clone());
     let hierarchy = context.shared.hierarchy.clone();
     let dir = context.dir.clone();
     let first = move || {
@@ -145,6 +146,12 @@ pub(super) async fn clear(context: &Context, record: &SandboxRecord) -> Vec<Stri
         }
         remove_tree(&dir)
     };
+    if record.cgroup_made
+        && !by_hand
+        && let Err(error) = scope::stop_slice(context, record).await
+    {
+        return vec![error.chain()];
+    }
     match context.shared.disk.remove_sandbox(&context.id, first).await {
         Ok(()) => Vec::new(),
         Err(error) => vec![error.chain()],

@@ -47,6 +47,7 @@ fn case() -> Case {
             created_at: 0,
             handler: String::new(),
             cgroup: "/holdfast".into(),
+            cgroup_driver: holdfast_model::CgroupDriver::Cgroupfs,
             cgroup_made: false,
             hostname: "web-0".into(),
             pause_pid: Some(7),

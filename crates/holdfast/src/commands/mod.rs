@@ -54,7 +54,12 @@ async fn dispatch(client: Client, output: Format, command: Command) -> Result<Ex
         Command::Inspect(options) => inspect::run(client, options).await?,
         Command::Status => status::run(client, output).await?,
         Command::UpgradeMonitors => return upgrade_monitors::run(client, output).await,
-        Command::Serve(_) | Command::HoldUserNamespace | Command::Version => {}
+        // Before there was a client.
+        Command::Serve(_)
+        | Command::HoldUserNamespace
+        | Command::Version
+        | Command::Config(_)
+        | Command::Doctor(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

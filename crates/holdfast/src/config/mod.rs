@@ -7,8 +7,41 @@ mod load;
 mod raw;
 mod validate;
 
-pub use load::load;
+pub use load::{Origins, load};
+pub use raw::Raw;
 pub use validate::{Config, Overrides};
+
+use anyhow::Result;
+
+use crate::{args, output};
+
+/// `holdfast config default` and `holdfast config check`.
+pub fn run(which: &args::Config) -> Result<()> {
+    match which {
+        args::Config::Default => output::line(example().trim_end()),
+        args::Config::Check { config } => {
+            let (raw, origins) = load(config.as_deref())?;
+            let config = Config::new(raw, &origins, Overrides::default())?;
+            output::line(format_args!("{config:#?}"))
+        }
+    }
+}
+
+/// The documentation's file with all defaults; what has none is shown there by an example, here behind a comment sign.
+fn example() -> String {
+    let page = include_str!("../../../../docs/configuration.md");
+    let file = page
+        .split("```toml\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next());
+    let lines = file.unwrap_or_default().lines();
+    lines
+        .map(|line| match line.split(' ').next() {
+            Some("rlimits" | "mtu") => format!("# {line}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect()
+}
 
 #[cfg(test)]
 mod tests {
@@ -42,5 +75,10 @@ mod tests {
         shown.engine.rlimits.clear();
         default.engine.rlimits.clear();
         assert_eq!(format!("{shown:#?}"), format!("{default:#?}"));
+
+        // What is printed to begin with changes nothing on any machine, but for where the helpers are.
+        let mut printed = read(&super::example());
+        printed.engine.helpers.clone_from(&default.engine.helpers);
+        assert_eq!(format!("{printed:#?}"), format!("{default:#?}"));
     }
 }

@@ -58,6 +58,8 @@ pub struct Streaming {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pods {
+    /// `"cgroupfs"` or `"systemd"`.
+    pub cgroup_driver: Option<String>,
     /// cgroup of pods that name no parent.
     pub cgroup: Option<String>,
     /// cgroup of the monitors.

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use holdfast_engine::{Handler, Rlimit};
+use holdfast_engine::{CgroupDriver, Handler, Rlimit};
 use holdfast_network::Subnet;
 use holdfast_streaming::TlsFiles;
 
@@ -155,11 +155,39 @@ impl Check<'_> {
             rest.split('/')
                 .all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains(['\0', '\n']))
         });
-        if good {
+        if good && !path.ends_with(".slice") && !path.ends_with(".scope") {
             Ok(path)
         } else {
             Err(self.bad(key, format!("{path:?}"), "a path such as /holdfast is wanted"))
         }
+    }
+
+    /// The path of a slice.
+    fn slice(&self, key: &str, name: &str) -> Result<String> {
+        match holdfast_cgroups::slice_of_parent(name) {
+            Ok((_, path)) if !path.is_empty() => Ok(path),
+            _ => Err(self.bad(
+                key,
+                format!("{name:?}"),
+                "with cgroup_driver = \"systemd\" a slice such as holdfast.slice is wanted",
+            )),
+        }
+    }
+
+    /// The path of a scope in a slice.
+    fn scope(&self, key: &str, text: &str) -> Result<String> {
+        let parts = text.rsplit_once('/').and_then(|(slice, unit)| {
+            let stem = unit.strip_suffix(".scope")?;
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+            let (_, path) = holdfast_cgroups::slice_of_parent(slice).ok()?;
+            (!stem.is_empty() && unit.len() <= 255 && stem.bytes().all(plain))
+                .then(|| format!("{path}/{unit}"))
+        });
+        parts.ok_or_else(|| {
+            let wanted = "with cgroup_driver = \"systemd\" a scope in a slice such as \
+                          system.slice/holdfast-monitors.scope is wanted";
+            self.bad(key, format!("{text:?}"), wanted)
+        })
     }
 
     fn engine(
@@ -171,13 +199,37 @@ impl Check<'_> {
     ) -> Result<holdfast_engine::Config> {
         let mut config = holdfast_engine::Config::new(root, state, helpers);
         let suffix = own_suffix(root);
-        config.default_cgroup.push_str(&suffix);
-        config.monitor_cgroup.push_str(&suffix);
+        let by_systemd = match raw.cgroup_driver.as_deref() {
+            None | Some("cgroupfs") => false,
+            Some("systemd") => true,
+            Some(word) => {
+                return Err(self.bad(
+                    "pods.cgroup_driver",
+                    format!("{word:?}"),
+                    "\"cgroupfs\" or \"systemd\" is wanted",
+                ));
+            }
+        };
+        if by_systemd {
+            config.cgroup_driver = CgroupDriver::Systemd;
+            // A dash in a slice's name is a level of the tree.
+            config.default_cgroup = format!("/holdfast{}.slice", suffix.replace('-', "_"));
+            config.monitor_cgroup = format!("/system.slice/holdfast-monitors{suffix}.scope");
+        } else {
+            config.default_cgroup.push_str(&suffix);
+            config.monitor_cgroup.push_str(&suffix);
+        }
         if let Some(path) = raw.cgroup {
-            config.default_cgroup = self.cgroup("pods.cgroup", path)?;
+            config.default_cgroup = match by_systemd {
+                true => self.slice("pods.cgroup", &path)?,
+                false => self.cgroup("pods.cgroup", path)?,
+            };
         }
         if let Some(path) = raw.monitor_cgroup {
-            config.monitor_cgroup = self.cgroup("pods.monitor_cgroup", path)?;
+            config.monitor_cgroup = match by_systemd {
+                true => self.scope("pods.monitor_cgroup", &path)?,
+                false => self.cgroup("pods.monitor_cgroup", path)?,
+            };
         }
         if let Some(word) = raw.restrict_oom_score_adj {
             config.clamp_privileges = match word.as_str() {
@@ -420,6 +472,21 @@ mod tests {
     }
 
     #[test]
+    fn systemd_has_slices_and_a_scope() {
+        let of = |text: &str| {
+            let config = config(&format!("[pods]\ncgroup_driver = \"systemd\"\n{text}"));
+            config.unwrap().engine
+        };
+        let default = of("");
+        assert_eq!(default.cgroup_driver, CgroupDriver::Systemd);
+        assert_eq!(default.default_cgroup, "/holdfast.slice");
+        assert_eq!(default.monitor_cgroup, "/system.slice/holdfast-monitors.scope");
+        let own = of("cgroup = \"a-b.slice\"\nmonitor_cgroup = \"a-c.slice/m.scope\"");
+        assert_eq!(own.default_cgroup, "/a.slice/a-b.slice");
+        assert_eq!(own.monitor_cgroup, "/a.slice/a-c.slice/m.scope");
+    }
+
+    #[test]
     fn another_root_has_cgroups_of_its_own() {
         let of = |root: &str| config(&format!("root = \"{root}\"")).unwrap().engine;
         assert_eq!(of("/a").default_cgroup, of("/a").default_cgroup);
@@ -440,6 +507,19 @@ mod tests {
             ("[server]\ndrain = \"x\"", "2: server.drain = \"x\": a time"),
             ("[pods]\ncgroup = \"x\"", "2: pods.cgroup = \"x\": a path"),
             ("[pods]\ncgroup = \"/a/../b\"", "2: pods.cgroup"),
+            ("[pods]\ncgroup = \"/a.slice\"", "2: pods.cgroup"),
+            (
+                "[pods]\ncgroup_driver = \"cgroup\"",
+                "2: pods.cgroup_driver = \"cgroup\": \"cgroupfs\" or",
+            ),
+            (
+                "[pods]\ncgroup_driver = \"systemd\"\ncgroup = \"/pods\"",
+                "3: pods.cgroup = \"/pods\": with cgroup_driver",
+            ),
+            (
+                "[pods]\ncgroup_driver = \"systemd\"\nmonitor_cgroup = \"x.scope\"",
+                "3: pods.monitor_cgroup",
+            ),
             (
                 "[pods]\nshm_size = \"lots\"",
                 "2: pods.shm_size = \"lots\": a size",

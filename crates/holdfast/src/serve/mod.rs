@@ -3,7 +3,8 @@
 //! Order matters: everything that can say "not here, not like this" comes before anything is touched.
 
 mod lock;
-mod privileges;
+mod notify;
+pub mod privileges;
 mod socket;
 mod upkeep;
 pub mod user_namespaces;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use holdfast_cri_server::{Node, Services};
-use holdfast_engine::Engine;
+use holdfast_engine::{CgroupDriver, Engine};
 use holdfast_images::Images;
 use holdfast_network::Network;
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,6 +63,7 @@ pub fn run(options: Serve) -> Result<()> {
 }
 
 async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
+    let manager = Arc::new(notify::Manager::from_env());
     let mut registry = config.registry.clone();
     registry.proxy = holdfast_registry::Proxy::from_env()
         .map_err(|reason| anyhow::anyhow!("the environment's proxy: {reason}"))?;
@@ -81,6 +83,7 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
         config.engine.default_cgroup.clone(),
         config.engine.monitor_cgroup.clone(),
     ];
+    let by_hand = engine.cgroup_driver() == CgroupDriver::Cgroupfs;
     let services = Services {
         streaming: Arc::new(streaming.serve(Arc::new(engine.clone()))),
         engine,
@@ -89,11 +92,13 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
     };
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+    let told = manager.clone();
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: stopping; pods run on"),
             _ = interrupt.recv() => tracing::info!("SIGINT: stopping; pods run on"),
         }
+        told.stopping();
     };
     let (listener, path) = socket.into_tokio()?;
     tracing::info!(
@@ -104,8 +109,14 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
         "serving"
     );
     holdfast_sys::heap::trim();
+    // The socket has a queue already: whoever connects now is answered in a moment.
+    manager.ready(&services.engine);
+    manager.clone().keep_alive(services.engine.clone());
     holdfast_cri_server::serve(listener, services, shutdown, config.drain).await?;
-    upkeep::remove_empty_cgroups(&cgroups);
+    // Slices and scopes are systemd's to remove.
+    if by_hand {
+        upkeep::remove_empty_cgroups(&cgroups);
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -121,6 +132,7 @@ fn node(config: &Config) -> Node {
             "state": config.state,
             "listen": config.listen,
             "helpers": config.engine.helpers,
+            "cgroupDriver": config.engine.cgroup_driver,
             "cgroup": config.engine.default_cgroup,
             "certsDirs": config.registry.certs_d,
             "cniConfDir": config.network.cni_conf_dir,

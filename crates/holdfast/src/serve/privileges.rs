@@ -23,12 +23,13 @@ pub fn check() -> Result<()> {
     )
 }
 
+fn effective(status: &str) -> Option<u64> {
+    let hex = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(hex.trim(), 16).ok()
+}
+
 fn missing(status: &str, root: bool) -> Result<Vec<&'static str>> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .context("/proc/self/status holds no CapEff")?;
+    let effective = effective(status).context("/proc/self/status holds no CapEff")?;
     let mut missing: Vec<&str> = Vec::new();
     if !root {
         missing.push("user id 0");
@@ -40,6 +41,15 @@ fn missing(status: &str, root: bool) -> Result<Vec<&'static str>> {
             .map(|(name, _)| *name),
     );
     Ok(missing)
+}
+
+/// CAP_SYS_RESOURCE
+pub const SYS_RESOURCE: u32 = 24;
+
+/// Whether a capability, by its number, is in our effective set.
+pub fn has(capability: u32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective(&status).is_some_and(|held| held & (1 << capability) != 0)
 }
 
 /// Descriptors of every container's stdio are held here: the usual 1024 would end at about 150 pods.

@@ -17,7 +17,7 @@ const MAP: &str = "0 65536 65536\n";
 /// Layers and volumes must be shown through the pod's ids: on the images' file system, and on tmpfs, which secrets and
 /// `emptyDir` with `medium: Memory` are on. Why not, if not, goes to the log.
 pub fn probe(root: &Path) -> bool {
-    match try_all(root) {
+    match check(root) {
         Ok(()) => true,
         Err(error) => {
             tracing::info!("pods cannot have user namespaces here: {error:#}");
@@ -26,9 +26,12 @@ pub fn probe(root: &Path) -> bool {
     }
 }
 
-fn try_all(root: &Path) -> Result<()> {
+/// The same, with the reason.
+pub fn check(root: &Path) -> Result<()> {
     let mut holder = Command::new("/proc/self/exe")
         .arg(HOLD)
+        // Of the service manager's, nothing is a child's.
+        .env_clear()
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -3,7 +3,7 @@
 //! One thread owns the sockets, the addresses and the rules ([`Bridge`]); others hand it work through [`Handle`]. The
 //! kernel serialises this work anyway, and a pod takes well under a millisecond of it.
 
-mod firewall;
+pub(crate) mod firewall;
 mod host;
 mod pod;
 mod slots;

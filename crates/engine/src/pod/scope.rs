@@ -1,0 +1,174 @@
+//! The systemd driver's part in a pod's life: a scope before each process is made, its properties, and the slice's end.
+//! Under cgroupfs all of this is nothing: the launcher makes the cgroups.
+
+use holdfast_cgroups::systemd::{Property, properties};
+use holdfast_cgroups::{Limits, Stage};
+use holdfast_model::{CgroupDriver, ContainerRecord, SandboxRecord, scope_unit};
+use oci_spec::runtime::Spec;
+
+use super::{Context, title};
+use crate::Error;
+use crate::shared::blocking;
+use crate::systemd::{BusError, Helper, Scope, common, owner};
+
+/// A scope with our helper in it, until the process is there for which it was made. Dropped, the helper goes, and with
+/// it, if nobody else is in it, the scope.
+pub(super) struct Held<'a> {
+    context: &'a Context,
+    /// `None` under cgroupfs.
+    scope: Option<(String, Helper, String)>,
+}
+
+impl Held<'_> {
+    /// Init is in the scope and waits at its barrier, where its files have been given the limits that would have got in
+    /// the way of making it. Now systemd is told of them, and the helper leaves.
+    pub(super) async fn settle(self, limits: &Limits) -> Result<(), Error> {
+        let Some((unit, helper, path)) = self.scope else {
+            return Ok(());
+        };
+        let late = wanted(limits, Stage::Barrier, self.context.shared.hierarchy.mode())?;
+        let told = tell(self.context, (&unit, path), late, limits).await;
+        helper.leave().await;
+        told
+    }
+
+    pub(super) async fn leave(self) {
+        if let Some((_, helper, _)) = self.scope {
+            helper.leave().await;
+        }
+    }
+}
+
+/// Sets properties, and the files again: with any property systemd writes all that it knows of the unit, and so takes back what
+/// it keeps less exactly than asked (quotas), or not at all (`io.weight` of a device, `memory.oom.group` before version 253).
+async fn tell(
+    context: &Context,
+    (unit, path): (&str, String),
+    properties: Vec<Property>,
+    limits: &Limits,
+) -> Result<(), Error> {
+    if properties.is_empty() {
+        return Ok(());
+    }
+    let told = context.shared.systemd.set_properties(unit, &properties).await;
+    told.map_err(failed("setting the limits", unit))?;
+    let hierarchy = context.shared.hierarchy.clone();
+    let files = Limits {
+        // A program of ours, which systemd leaves alone.
+        devices: None,
+        ..limits.clone()
+    };
+    blocking(move || {
+        let written = hierarchy
+            .open(&path)
+            .and_then(|cgroup| cgroup.apply(&files, Stage::All));
+        written.map(drop).map_err(|source| Error::Cgroup {
+            step: "limits",
+            path,
+            source: Box::new(source),
+        })
+    })
+    .await
+}
+
+/// What the container's spec limits, after adjustment.
+pub(super) fn limits(spec: &Spec) -> Result<Limits, Error> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.map_or_else(
+        || Ok(Limits::default()),
+        |it| Limits::from_oci(it).map_err(invalid),
+    )
+}
+
+pub(super) async fn of_pause<'a>(context: &'a Context, pod: &SandboxRecord) -> Result<Held<'a>, Error> {
+    start(context, pod, pod.id.as_str(), (title(pod), &Limits::default())).await
+}
+
+pub(super) async fn of_container<'a>(
+    context: &'a Context,
+    pod: &SandboxRecord,
+    container: &ContainerRecord,
+    limits: &Limits,
+) -> Result<Held<'a>, Error> {
+    let name = format!("{}/{}", title(pod), container.spec.metadata.name);
+    start(context, pod, container.id.as_str(), (name, limits)).await
+}
+
+async fn start<'a>(
+    context: &'a Context,
+    pod: &SandboxRecord,
+    id: &str,
+    (name, limits): (String, &Limits),
+) -> Result<Held<'a>, Error> {
+    if pod.cgroup_driver == CgroupDriver::Cgroupfs {
+        return Ok(Held { context, scope: None });
+    }
+    let shared = &context.shared;
+    let unit = scope_unit(id);
+    let mut properties = wanted(limits, Stage::Create, shared.hierarchy.mode())?;
+    common(&mut properties);
+    let helper = Helper::spawn(&shared.config.pause_program()).map_err(failed("making the scope", &unit))?;
+    let scope = Scope {
+        unit: &unit,
+        slice: pod.slice_unit(),
+        description: format!("{}: {name}", owner(&shared.config)),
+        oom_group: limits
+            .unified
+            .get("memory.oom.group")
+            .is_some_and(|it| it.trim() == "1"),
+        properties,
+    };
+    let started = shared.systemd.start_scope(scope, helper.pid()).await;
+    started.map_err(failed("making the scope", &unit))?;
+    let path = pod.cgroup_of(id);
+    if !shared.hierarchy.exists(&path).unwrap_or(false) {
+        let elsewhere = BusError::Elsewhere {
+            unit: unit.clone(),
+            path: path.clone(),
+        };
+        return Err(failed("making the scope", &unit)(elsewhere));
+    }
+    Ok(Held {
+        context,
+        scope: Some((unit, helper, path)),
+    })
+}
+
+/// Stops the pod's slice, which systemd made along with its first scope, and which it keeps. Stopping it stops
+/// everything in it, so it must be empty, and nobody else's.
+pub(super) async fn stop_slice(context: &Context, pod: &SandboxRecord) -> Result<(), Error> {
+    let shared = &context.shared;
+    let pods = shared.views.sandboxes.all();
+    let below = format!("{}/", pod.cgroup);
+    let used = |other: &SandboxRecord| {
+        other.id != pod.id && (other.cgroup == pod.cgroup || other.cgroup.starts_with(&below))
+    };
+    if pods.iter().any(|other| used(other)) {
+        return Ok(());
+    }
+    let (hierarchy, path) = (shared.hierarchy.clone(), pod.cgroup.clone());
+    let empty = blocking(move || Ok(hierarchy.children(&path).is_ok_and(|names| names.is_empty())));
+    if !empty.await? {
+        return Ok(());
+    }
+    let slice = pod.slice_unit();
+    let stopped = shared.systemd.stop_unit(slice).await;
+    stopped.map_err(failed("stopping the slice", slice))
+}
+
+fn wanted(limits: &Limits, stage: Stage, mode: holdfast_cgroups::Mode) -> Result<Vec<Property>, Error> {
+    properties(limits, stage, mode).map_err(invalid)
+}
+
+fn invalid(error: holdfast_cgroups::Error) -> Error {
+    holdfast_model::Invalid::new("linux.resources", error.to_string()).into()
+}
+
+fn failed(step: &'static str, unit: &str) -> impl FnOnce(BusError) -> Error {
+    let id = unit.to_owned();
+    move |source| Error::Systemd {
+        step,
+        id,
+        source: Box::new(source),
+    }
+}
