@@ -79,6 +79,10 @@ test-vm: vm-deps monitor pause ## cgroups, seccomp and the launcher on kernels 6
 	hack/vm/test trixie mini
 	hack/vm/test bookworm mini
 
+.PHONY: test-service
+test-service: vm-deps test-build ## the package, the service and the systemd cgroup driver in the virtual machine; ARGS=measure: their cost
+	BIN=$(TEST) hack/vm/service trixie $(ARGS)
+
 .PHONY: bench
 bench: build ## print what pods cost in time and memory; PEER=containerd measures Debian's containerd and runc beside
 	$(CARGO) build --locked --release -p holdfast-conformance --bin holdfast-bench
