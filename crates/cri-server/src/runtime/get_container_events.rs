@@ -17,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use crate::Services;
-use crate::translate::{container_status, sandbox_status};
+use crate::translate::{container_statuses, sandbox_status};
 
 /// Events that wait for one subscriber to read on. A whole node of 110 pods can be stopped and removed in so many.
 const QUEUE: usize = 1024;
@@ -191,7 +191,7 @@ fn translate(event: &Event) -> v1::ContainerEventResponse {
         container_event_type: kind.into(),
         created_at: event.at,
         pod_sandbox_status: Some(sandbox_status(&event.pod)),
-        containers_statuses: event.containers.iter().map(|c| container_status(c)).collect(),
+        containers_statuses: container_statuses(&event.containers),
     }
 }
 

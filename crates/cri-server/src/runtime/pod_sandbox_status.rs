@@ -6,7 +6,7 @@ use holdfast_cri_api::v1;
 use holdfast_model::SandboxRecord;
 use tonic::Status;
 
-use crate::translate::{container_status, sandbox_config, sandbox_status};
+use crate::translate::{container_statuses, sandbox_config, sandbox_status};
 use crate::{Services, call as calls, error, json};
 
 pub fn call(
@@ -27,7 +27,7 @@ pub fn call(
             BTreeMap::new()
         },
         // Both are for kubelets that listen to events (KEP-3386).
-        containers_statuses: details.containers.iter().map(|c| container_status(c)).collect(),
+        containers_statuses: container_statuses(&details.containers),
         timestamp,
     })
 }

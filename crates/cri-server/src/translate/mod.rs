@@ -17,8 +17,8 @@ pub use resources::{linux_resources, resources};
 pub use sandbox::{sandbox_config, sandbox_spec};
 pub use security::namespace_options;
 pub use status::{
-    container_item, container_status, image_spec, sandbox_item, sandbox_status, wire_container_state,
-    wire_sandbox_state,
+    container_item, container_status, container_statuses, image_spec, sandbox_item, sandbox_status,
+    wire_container_state, wire_sandbox_state,
 };
 
 pub use usage::{container_stats, sandbox_stats};

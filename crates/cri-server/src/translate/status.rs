@@ -1,5 +1,8 @@
 //! Records, as lists and statuses show them.
 
+use std::cmp::Reverse;
+use std::sync::Arc;
+
 use holdfast_cri_api::v1;
 use holdfast_model::{ContainerRecord, ContainerState, ImageSpec, SandboxRecord, SandboxState};
 
@@ -67,6 +70,14 @@ pub fn container_item(record: &ContainerRecord) -> v1::Container {
         annotations: record.spec.annotations.clone(),
         image_id: record.image.id.clone(),
     }
+}
+
+/// A pod's containers, the newest first: with its gate EventedPLEG, kubelet takes what PodSandboxStatus says as it comes, and the
+/// first of a name for the latest attempt. Another order makes it start an attempt a second time.
+pub fn container_statuses(records: &[Arc<ContainerRecord>]) -> Vec<v1::ContainerStatus> {
+    let mut newest: Vec<&ContainerRecord> = records.iter().map(AsRef::as_ref).collect();
+    newest.sort_by_key(|record| Reverse((record.created_at, record.spec.metadata.attempt)));
+    newest.into_iter().map(container_status).collect()
 }
 
 pub fn container_status(record: &ContainerRecord) -> v1::ContainerStatus {

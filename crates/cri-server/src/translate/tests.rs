@@ -320,3 +320,25 @@ fn addresses_and_states() {
     assert_eq!(status.reason, "");
     assert_eq!(status.stop_signal, i32::from(v1::Signal::Sigterm));
 }
+
+#[test]
+fn containers_of_a_pod_come_newest_first() {
+    let record = |id: u8, created_at, attempt| {
+        let mut record =
+            crate::testing::container(ContainerId::from_bytes([id; 32]), SandboxId::from_bytes([1; 32]));
+        record.created_at = created_at;
+        record.spec.metadata.attempt = attempt;
+        std::sync::Arc::new(record)
+    };
+    let statuses = container_statuses(&[
+        record(2, 10, 0),
+        record(3, 30, 2),
+        record(4, 20, 1),
+        record(5, 30, 3),
+    ]);
+    let attempts: Vec<u32> = statuses
+        .into_iter()
+        .map(|s| s.metadata.unwrap().attempt)
+        .collect();
+    assert_eq!(attempts, [3, 2, 1, 0]);
+}
