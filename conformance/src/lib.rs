@@ -8,3 +8,4 @@ pub mod cri;
 pub mod hostile;
 pub mod registry;
 pub mod server;
+pub mod stub;

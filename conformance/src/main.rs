@@ -51,6 +51,9 @@ struct Args {
     /// Directory of CNI configurations that the server watches, for the cases with plugins; it finds `holdfast-cni-bad`
     #[arg(long)]
     cni_conf_dir: Option<PathBuf>,
+    /// A kubectl for the cases that drive one against the stub API server; without, they do not apply
+    #[arg(long, env = "KUBECTL")]
+    kubectl: Option<PathBuf>,
     /// How many bytes a layer may unpack to, where the server has been told
     #[arg(long)]
     layer_limit: Option<u64>,
@@ -77,6 +80,7 @@ pub struct Context {
     pub private: PrivateImage,
     server: Option<Server>,
     cni_conf_dir: Option<PathBuf>,
+    kubectl: Option<PathBuf>,
     pub layer_limit: Option<u64>,
 }
 
@@ -110,6 +114,13 @@ impl Context {
     pub fn cni_conf_dir(&self) -> anyhow::Result<&Path> {
         self.cni_conf_dir.as_deref().ok_or_else(|| {
             NotApplicable("the server's CNI configuration cannot be changed (--cni-conf-dir)").into()
+        })
+    }
+
+    /// A real kubectl.
+    pub fn kubectl(&self) -> anyhow::Result<&Path> {
+        self.kubectl.as_deref().ok_or_else(|| {
+            NotApplicable("there is no kubectl (--kubectl; make test-kubectl fetches Debian 13's)").into()
         })
     }
 
@@ -295,6 +306,7 @@ async fn set_up(args: &Args, scratch: &Path) -> anyhow::Result<(Registry, Regist
         cri,
         server,
         cni_conf_dir: args.cni_conf_dir.clone(),
+        kubectl: args.kubectl.clone(),
         layer_limit: args.layer_limit,
         scratch: scratch.to_owned(),
         images,

@@ -7,6 +7,7 @@ mod containers;
 mod events;
 mod exec;
 mod images;
+mod kubectl;
 mod logs;
 mod network;
 mod pods;
@@ -73,6 +74,7 @@ pub fn all() -> Vec<Case> {
         events::all(),
         stats::all(),
         stream_lists::all(),
+        kubectl::all(),
         bad_images::all(),
         bad_network::all(),
         survival::all(),
