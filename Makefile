@@ -66,6 +66,15 @@ critest: deps-test monitor pause ## critest, if there is one on the PATH or CRIT
 	install -D -t $(TEST) $(TARGET)/debug/holdfast $(TARGET)/debug/holdfast-critest-images $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
 	BIN=$(TEST) hack/critest $(ARGS)
 
+.PHONY: test-kubectl test-kube
+test-kubectl: test-build ## exec, attach, port-forward and logs with Debian 13's kubectl, against a stub API server before the CRI socket (root)
+	[ -x $(TEST)/kube-packages/usr/bin/kubectl ] || hack/debian-13 $(TEST)/kube-packages kubectl
+	KUBECTL=$(TEST)/kube-packages/usr/bin/kubectl BIN=$(TEST) PEER="$(PEER)" hack/conformance --filter kubectl:: $(ARGS)
+
+# The Kubernetes programs are built elsewhere; GATES, ETCD and KEEP are explained in hack/kube/test.
+test-kube: build ## a real kubelet and API server: KUBE_APISERVER, KUBELET and KUBECTL are their paths; ARGS pick checks (root)
+	BIN=$(RELEASE) hack/kube/test $(ARGS)
+
 lint: deps-test ## formatting, clippy, licences, and this repository's own rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
