@@ -103,11 +103,12 @@ class Cluster:
 
     def runtime(self, seconds=30):
         config = self.work / "holdfast.toml"
-        config.write_text(
-            f'[pods]\ncgroup = "/{self.name}-pods"\nmonitor_cgroup = "/{self.name}-monitors"\n[network.bridge]\nname = "{BRIDGE}"\n'
-            + f'[log]\nlevel = "{os.environ.get("LOG_LEVEL", "info")}"\n'
-            + os.environ.get("HOLDFAST_CONFIG", "")
-        )
+        text = f'[network.bridge]\nname = "{BRIDGE}"\n[log]\nlevel = "{os.environ.get("LOG_LEVEL", "info")}"\n[pods]\n'
+        if self.driver == "cgroupfs":
+            text += f'cgroup = "/{self.name}-pods"\nmonitor_cgroup = "/{self.name}-monitors"\n'
+        else:
+            text += f'cgroup_driver = "{self.driver}"\n'
+        config.write_text(text)
         self.start(
             "holdfast", self.bin / "holdfast", "serve", "--root", self.work / "root", "--state", self.work / "run/state",
             "--listen", self.socket, "--config", config,
@@ -225,7 +226,8 @@ class Cluster:
         links = subprocess.run(["ip", "-o", "link", "show", "master", BRIDGE], capture_output=True, text=True, check=False).stdout
         left += [f"link {line.split(':')[1].strip()}" for line in links.splitlines()]
         for hierarchy in hierarchies():
-            left += [f"cgroup {d}" for d in hierarchy.glob(f"{self.name}/kubepods*/**/*pod*-*") if d.is_dir()]
+            pods = "kubepods.slice/**/*-pod*.slice" if self.driver == "systemd" else f"{self.name}/kubepods/**/pod*-*"
+            left += [f"cgroup {d}" for d in hierarchy.glob(pods) if d.is_dir()]
         return left
 
     # A reboot.
