@@ -1,7 +1,7 @@
 """What happens to the node: the runtime is killed, kubelet restarts, the machine reboots, events replace polling."""
 
 import json
-import os
+import pathlib
 import signal
 import time
 
@@ -105,25 +105,37 @@ def events_in_place_of_polling(c):
 @check(alone=True)
 def reboot(c):
     """Everything on the node ends at once; kubelet runs the pods again, with the same names and other containers."""
-    if os.environ.get("WHOLE_MACHINE"):
-        raise DoesNotApply("the node's processes are not in a pid namespace of their own: to end them all is to end the machine")
-    c.api.create(pod("rebooted", container(script="echo up; exec sleep 100000")))
-    c.api.create(pod("finished", container(script="exit 0"), restartPolicy="Never"))
-    manifest = c.work / "manifests" / "fixed.json"
-    manifest.write_text(json.dumps(pod("fixed")))
-    before, static = c.api.running("rebooted"), c.api.running("fixed-node")
-    c.api.ended("finished")
+    if c.whole_machine:
+        raise DoesNotApply("the node is a whole machine, which is rebooted after the checks")
+    before = before_reboot(c)
     c.reboot()
     c.runtime()
     c.kubelet()
-    again = lambda old: lambda p: is_ready(p) and status_of(p)["containerID"] != status_of(old)["containerID"]
-    after = c.api.wait("rebooted", again(before), 90, "running in another container")
-    expect_equal(after["metadata"]["uid"], before["metadata"]["uid"], "uid")
-    expect(status_of(after)["restartCount"] >= 1, f"restarts after a reboot: {describe(after)}")
-    c.api.wait("fixed-node", again(static), 90, "running in another container")
+    after_reboot(c, before)
+
+
+def before_reboot(c):
+    """Starts pods that a reboot should find; their container ids and what else is to be compared, as JSON."""
+    c.api.create(pod("rebooted", container(script="echo up; exec sleep 100000")))
+    c.api.create(pod("finished", container(script="exit 0"), restartPolicy="Never"))
+    (c.work / "manifests" / "fixed.json").write_text(json.dumps(pod("fixed")))
+    seen = {name: c.api.running(name) for name in ("rebooted", "fixed-node")}
+    c.api.ended("finished")
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+    return {"boot": boot, "uid": seen["rebooted"]["metadata"]["uid"], "containers": {n: status_of(p)["containerID"] for n, p in seen.items()}}
+
+
+def after_reboot(c, before):
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+    expect(boot != before["boot"], "the boot id is the old one: there was no reboot")
+    for name, old in before["containers"].items():
+        again = lambda p, old=old: is_ready(p) and status_of(p)["containerID"] != old
+        after = c.api.wait(name, again, 90, "running in another container")
+        expect(name != "rebooted" or status_of(after)["restartCount"] >= 1, f"restarts after a reboot: {describe(after)}")
+    expect_equal(c.api.pod("rebooted")["metadata"]["uid"], before["uid"], "uid")
     expect_equal(c.api.pod("finished")["status"]["phase"], "Succeeded", "phase of the pod that had ended")
     expect_equal(c.kubectl.sh("rebooted", "echo alive"), "alive\n", "exec afterwards")
-    manifest.unlink()
+    (c.work / "manifests" / "fixed.json").unlink()
     for name in ("rebooted", "finished"):
         c.api.delete(name)
     for name in ("rebooted", "finished", "fixed-node"):

@@ -36,21 +36,23 @@ def run(cluster, names, label="", with_alone=True):
     with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
         results = list(pool.map(lambda f: one(cluster, f, label), together))
     results += [one(cluster, f, label) for f in alone]
-    return sum(results), [label + f.__name__ for f, passed in zip(together + alone, results) if not passed]
+    return results.count(True), [label + f.__name__ for f, passed in zip(together + alone, results) if passed is False]
 
 
-def one(cluster, function, label=""):
+def one(cluster, function, label="", name=None):
+    """True or False, or None where the check does not apply."""
+    name = label + (name or function.__name__)
     begin = time.monotonic()
     error = None
     try:
         function(cluster)
     except DoesNotApply as why:
-        print(f"N/A   {label}{function.__name__}: {why}", flush=True)
-        return True
+        print(f"N/A   {name}: {why}", flush=True)
+        return None
     except CheckFailed as failed:
         error = str(failed)
     except Exception:  # pylint: disable=broad-except
         error = traceback.format_exc()
     took = time.monotonic() - begin
-    print(f"{'FAIL' if error else 'PASS'}  {label}{function.__name__} ({took:.1f} s){': ' + error if error else ''}", flush=True)
+    print(f"{'FAIL' if error else 'PASS'}  {name} ({took:.1f} s){': ' + error if error else ''}", flush=True)
     return error is None

@@ -30,13 +30,16 @@ class Cluster:
         self.bin = pathlib.Path(os.environ["BIN"])
         self.gates = dict(pair.split("=") for pair in os.environ.get("GATES", "").split(",") if pair)
         self.certs = self.work / "certs"
-        certs.make(self.certs, NODE_IP, NODE)
+        if not self.certs.exists():
+            certs.make(self.certs, NODE_IP, NODE)
         at = lambda file: str(self.certs / file)
         self.api = Api("127.0.0.1", 6443, at("ca.crt"), at("admin.crt"), at("admin.key"))
         server = "https://127.0.0.1:6443"
         self.kubectl = Kubectl(os.environ["KUBECTL"], certs.kubeconfig(self.certs, "admin", server))
         certs.kubeconfig(self.certs, "node", server)
         self.driver = os.environ.get("CGROUP_DRIVER", "cgroupfs")
+        # Whether the node has no namespaces of its own, as in a virtual machine.
+        self.whole_machine = bool(os.environ.get("WHOLE_MACHINE"))
 
     # Processes.
 
