@@ -84,9 +84,9 @@ lint: deps-test ## formatting, clippy, licences, and this repository's own rules
 .PHONY: test-vm vm-deps
 vm-deps:
 	@hack/vm/vm deps
-test-vm: vm-deps monitor pause ## cgroups, seccomp and the launcher on kernels 6.12 and 6.1 with cgroup v2; PACKAGES="holdfast-monitor …" for more
-	hack/vm/test trixie mini
-	hack/vm/test bookworm mini
+test-vm: deps-test vm-deps test-build ## privileged tests and conformance on kernels 6.12 and 6.1 with cgroup v2, systemd, AppArmor, SELinux
+	hack/vm/test stage
+	hack/vm/test all
 
 .PHONY: test-service
 test-service: vm-deps test-build ## the package, the service and the systemd cgroup driver in the virtual machine; ARGS=measure: their cost

@@ -69,7 +69,13 @@ struct Args {
     /// Give one case at most this many seconds
     #[arg(long, default_value_t = 60)]
     timeout: u64,
+    /// The machine is emulated: how long things take says nothing, and is not judged
+    #[arg(long)]
+    emulated: bool,
 }
+
+/// How much longer a case with a limit of its own may take on an emulated machine.
+const EMULATED: u64 = 8;
 
 /// What every case gets.
 pub struct Context {
@@ -82,6 +88,8 @@ pub struct Context {
     cni_conf_dir: Option<PathBuf>,
     kubectl: Option<PathBuf>,
     pub layer_limit: Option<u64>,
+    /// Times mean nothing.
+    pub emulated: bool,
 }
 
 /// Why a case says nothing about this runtime. No failure; but it is printed and counted.
@@ -166,7 +174,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut daemon = context.server.as_ref().map(Server::pid).transpose()?;
     for case in &cases {
         let start = Instant::now();
-        let limit = Duration::from_secs(case.limit.unwrap_or(args.timeout).min(args.timeout));
+        let own = case
+            .limit
+            .map(|limit| if args.emulated { limit * EMULATED } else { limit });
+        let limit = Duration::from_secs(own.unwrap_or(args.timeout).min(args.timeout));
         let result = match tokio::time::timeout(limit, (case.run)(Arc::clone(&context))).await {
             Ok(result) => result,
             Err(_) => Err(anyhow::anyhow!("not finished after {limit:?}")),
@@ -308,6 +319,7 @@ async fn set_up(args: &Args, scratch: &Path) -> anyhow::Result<(Registry, Regist
         cni_conf_dir: args.cni_conf_dir.clone(),
         kubectl: args.kubectl.clone(),
         layer_limit: args.layer_limit,
+        emulated: args.emulated,
         scratch: scratch.to_owned(),
         images,
         private: PrivateImage {

@@ -3,6 +3,7 @@
 mod bad_images;
 mod bad_input;
 mod bad_network;
+mod confinement;
 mod containers;
 mod events;
 mod exec;
@@ -70,6 +71,7 @@ pub fn all() -> Vec<Case> {
         exec::all(),
         network::all(),
         security::all(),
+        confinement::all(),
         bad_input::all(),
         events::all(),
         stats::all(),

@@ -477,12 +477,12 @@ async fn a_hundred_containers(c: Arc<Context>) -> anyhow::Result<()> {
         median[0], median[1], median[2]
     );
     ensure!(
-        median[0] < Duration::from_millis(200),
+        c.emulated || median[0] < Duration::from_millis(200),
         "ListContainerStats took {:?}",
         median[0]
     );
     ensure!(
-        median[1] < Duration::from_millis(50),
+        c.emulated || median[1] < Duration::from_millis(50),
         "ListContainers took {:?}",
         median[1]
     );

@@ -139,7 +139,7 @@ impl Scene {
     async fn without_a_server(&self) -> anyhow::Result<()> {
         let before = counted(&self.log("steady.log"))?;
         std::fs::write(self.log("now"), "")?;
-        until("the containers end", Duration::from_secs(15), || {
+        until("the containers end", Duration::from_secs(60), || {
             self.ending.iter().all(|(_, pid, ..)| !alive(*pid))
         })
         .await?;

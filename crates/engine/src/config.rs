@@ -83,6 +83,9 @@ pub struct Config {
     pub monitor_cgroup: String,
     /// Clamp `oom_score_adj` and capabilities to what holdfast itself holds.
     pub clamp_privileges: bool,
+    /// Use these where the kernel has them; else as if it had not.
+    pub apparmor: bool,
+    pub selinux: bool,
     /// Limits of every container; empty: what the daemon itself has.
     pub rlimits: Vec<Rlimit>,
     /// Bytes of a pod's /dev/shm.
@@ -107,6 +110,8 @@ impl Config {
             default_cgroup: "/holdfast".into(),
             monitor_cgroup: "/holdfast-monitors".into(),
             clamp_privileges: true,
+            apparmor: true,
+            selinux: true,
             rlimits: Vec::new(),
             shm_size: 64 << 20,
             host_resolv_conf: "/etc/resolv.conf".into(),

@@ -6,15 +6,17 @@ use std::time::Duration;
 use holdfast_images::Images;
 use holdfast_model::{
     CgroupDriver, ContainerId, ContainerRecord, ContainerSpec, ContainerState, Invalid, NamespaceMode,
-    SandboxId, SandboxRecord, SandboxSpec, SandboxState,
+    SandboxId, SandboxRecord, SandboxSpec, SandboxState, SecurityProfile, SelinuxLabels,
 };
 use holdfast_network::{Network, NetworkStatus};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::lsm::{AppArmor, selinux};
 use crate::meter::{ContainerUsage, PodMetrics, PodUsage};
 use crate::pod::{Birth, Command, Pod};
 use crate::recover;
 use crate::shared::{Shared, new_sandbox_id, now};
+use crate::spec::HostFacts;
 use crate::waiters::Reply;
 use crate::{Config, Error, Event, ExecOutput, ExecRequest, Handler, PodDetails, Readiness, Reexec};
 
@@ -76,6 +78,7 @@ impl Engine {
             });
         }
         parent_cgroup(&self.shared().config, &spec)?;
+        self.apparmor_is_here(&spec)?;
         for _ in 0..JOIN_ATTEMPTS {
             let id = new_sandbox_id()?;
             match self.shared().names.reserve(&spec.metadata, id) {
@@ -106,6 +109,21 @@ impl Engine {
             id: spec.metadata.to_string(),
             reason,
         })
+    }
+
+    /// Pause runs without a profile, as in the field's other runtimes; but what the pod's containers could not have is
+    /// told at once.
+    fn apparmor_is_here(&self, spec: &SandboxSpec) -> Result<(), Error> {
+        match (&spec.security.apparmor, &self.shared().facts.apparmor) {
+            (
+                Some(SecurityProfile::RuntimeDefault | SecurityProfile::Localhost(_)),
+                AppArmor::Absent(why),
+            ) => {
+                let reason = format!("cannot be enforced: {why}");
+                Err(Invalid::new("linux.security_context.apparmor", reason).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn make(&self, id: SandboxId, spec: SandboxSpec, handler: &str) -> Result<SandboxId, Error> {
@@ -139,6 +157,7 @@ impl Engine {
         } else {
             spec.hostname.clone()
         };
+        let selinux = self.labels(&id, &spec)?;
         let external = !host_network && shared.network.needs_netns_path();
         Ok(SandboxRecord {
             id,
@@ -160,8 +179,31 @@ impl Engine {
             network_owed: !host_network,
             network: None,
             ips: Vec::new(),
+            selinux,
             spec,
         })
+    }
+
+    /// Two pods that are made in the same instant may draw the same pair of half a million; no other two have the same.
+    fn labels(&self, id: &SandboxId, spec: &SandboxSpec) -> Result<SelinuxLabels, Error> {
+        let others = self.shared().views.sandboxes.all();
+        let taken = others
+            .iter()
+            .filter_map(|pod| selinux::categories(&pod.selinux.process));
+        let asked = spec.security.selinux.as_ref();
+        let seed = id.as_str().as_bytes();
+        let labels = self
+            .shared()
+            .facts
+            .selinux
+            .for_pod(asked, &taken.collect(), seed)?;
+        selinux::check(&labels)?;
+        Ok(labels)
+    }
+
+    /// What the kernel and the machine can do.
+    pub fn facts(&self) -> &HostFacts {
+        &self.shared().facts
     }
 
     /// Ends everything that runs in the pod and gives its network back. A pod that is not there is stopped.

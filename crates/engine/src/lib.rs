@@ -15,6 +15,7 @@ mod disk;
 mod engine;
 mod error;
 mod lookup;
+mod lsm;
 pub mod meter;
 mod names;
 mod pod;
@@ -32,6 +33,7 @@ pub use config::{Config, Handler, Rlimit};
 pub use engine::Engine;
 pub use error::{Error, Kind};
 pub use holdfast_model::CgroupDriver;
+pub use lsm::{AppArmor, Selinux};
 pub use types::{
     Ended, Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec, StreamRequest, Streams,
     Subject, Wanted,

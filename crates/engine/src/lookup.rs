@@ -9,7 +9,8 @@ use holdfast_cgroups::{Hierarchy, Mode};
 use holdfast_images::{Image, ImageId, Images};
 use holdfast_model::{ContainerSpec, Invalid, SecurityProfile};
 
-use crate::config::bounds;
+use crate::config::{Config, bounds};
+use crate::lsm::{AppArmor, Selinux, apparmor};
 use crate::spec::{self, GrantedDevice, HostDevice, HostFacts, ImageDefaults, Seccomp};
 use crate::{Error, shared};
 
@@ -83,7 +84,7 @@ fn read_identity(images: &Images, image: &Image) -> Result<Identity, Error> {
 }
 
 /// Asked once, at the start: none of it changes while the machine runs.
-pub(crate) fn host_facts(hierarchy: &Hierarchy) -> HostFacts {
+pub(crate) fn host_facts(hierarchy: &Hierarchy, config: &Config) -> HostFacts {
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let last: usize = text("/proc/sys/kernel/cap_last_cap")
         .trim()
@@ -91,8 +92,8 @@ pub(crate) fn host_facts(hierarchy: &Hierarchy) -> HostFacts {
         .unwrap_or(CAPABILITIES.len() - 1);
     HostFacts {
         cgroup_v2: hierarchy.mode() == Mode::Unified,
-        apparmor: text("/sys/module/apparmor/parameters/enabled").trim() == "Y",
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        apparmor: AppArmor::prepare(config.apparmor),
+        selinux: Selinux::probe(config.selinux),
         capabilities: CAPABILITIES
             .iter()
             .take(last + 1)
@@ -163,7 +164,11 @@ pub(crate) struct Extras {
 }
 
 /// Touches the disk only for what is asked for; most containers ask for nothing.
-pub(crate) async fn extras(container: &ContainerSpec) -> Result<Extras, Error> {
+pub(crate) async fn extras(container: &ContainerSpec, host: &HostFacts) -> Result<Extras, Error> {
+    if !matches!(host.apparmor, AppArmor::Absent(_)) {
+        let (container, host) = (container.clone(), host.clone());
+        shared::blocking(move || Ok(apparmor_is_loaded(&container, &host)?)).await?;
+    }
     let profile = container.seccomp()?;
     let localhost = matches!(profile, Some(SecurityProfile::Localhost(_)));
     if container.devices.is_empty() && !container.security.privileged && !localhost {
@@ -187,6 +192,25 @@ pub(crate) async fn extras(container: &ContainerSpec) -> Result<Extras, Error> {
         Ok(extras)
     })
     .await
+}
+
+/// A profile that is not there would be noticed at the start of the container only, and by nobody's name.
+fn apparmor_is_loaded(container: &ContainerSpec, host: &HostFacts) -> Result<(), Invalid> {
+    let asked = container.apparmor()?;
+    let wrong = |why: String| Invalid::new("linux.security_context.apparmor", why);
+    if let Some(SecurityProfile::Localhost(name)) = &asked {
+        return match apparmor::is_loaded(name) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(wrong(format!(
+                "profile {name:?} is not loaded on this node (apparmor_parser(8) loads it)"
+            ))),
+            Err(error) => Err(wrong(format!("cannot look for profile {name:?}: {error}"))),
+        };
+    }
+    if host.apparmor == AppArmor::Ready && spec::needs_default_profile(container, asked.as_ref()) {
+        apparmor::ensure_default().map_err(wrong)?;
+    }
+    Ok(())
 }
 
 fn default_profile(capabilities: &[&str]) -> oci_spec::runtime::LinuxSeccomp {

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::config::bounds;
 use crate::disk::{Disk, Found};
 use crate::lookup::{self, Identities};
+use crate::lsm::AppArmor;
 use crate::meter::{self, Meters};
 use crate::names::Names;
 use crate::pod::{Birth, Pod, forsaken};
@@ -34,7 +35,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
             source: Box::new(source),
         })?;
         make_state(&config)?;
-        let facts = lookup::host_facts(&hierarchy);
+        let facts = lookup::host_facts(&hierarchy, &config);
         Ok((config, found, hierarchy, facts, lookup::boot_id()))
     })
     .await?;
@@ -44,6 +45,9 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         containers,
         damaged,
     } = found;
+    if let AppArmor::NoDefault(why) = &facts.apparmor {
+        warn!("AppArmor's default profile is not there, containers that do not ask run unconfined: {why}");
+    }
     for text in &damaged {
         error!("damaged record: {text}");
     }

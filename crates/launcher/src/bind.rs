@@ -12,14 +12,16 @@ use crate::error::Kind;
 use crate::fault::{Context, Fault, Result};
 use crate::mounts::Entry;
 use crate::procfs::Procfs;
+use crate::selinux::Label;
 use crate::userns::Mapping;
 
-/// Clones `source` of the host for `entry`.
+/// Clones `source` of the host for `entry`. With `label` it gets that label first.
 pub(crate) fn open(
     source: &Path,
     entry: &Entry,
     mapping: Option<&Mapping<'_>>,
     proc: &Procfs,
+    label: Option<Label<'_>>,
 ) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive_flag(entry);
     let clone = open_tree(CWD, source, flags).map_err(|errno| {
@@ -36,6 +38,10 @@ pub(crate) fn open(
         }
     })?;
     check_propagation(source, entry, proc)?;
+    if let Some(label) = label {
+        // Before the container can see it, and before the clone becomes read-only.
+        label.relabel(clone.as_fd(), source, proc)?;
+    }
     dress(clone.as_fd(), entry, mapping)?;
     Ok(clone)
 }

@@ -26,6 +26,7 @@ use crate::overlay::Overlay;
 use crate::place::{Root, attach};
 use crate::plan::{ContainerPlan, Rootfs, Stdio};
 use crate::procfs::Procfs;
+use crate::selinux::Label;
 use crate::userns::Mapping;
 use crate::{staging, sysctl};
 
@@ -106,15 +107,18 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let resources = linux.resources().as_ref();
     let mut place = Place::create(plan.hierarchy, &plan.cgroup, resources, &mut parts.warnings)?;
 
+    let label = Label::new(linux.mount_label().as_deref().unwrap_or_default())?;
     let making = Making {
         mapping: mapping.as_ref(),
         cgroup: place.cgroup(),
         private_cgroups: matches!(choices.cgroup, Choice::New),
         proc,
         pod_shm: pod.ipc.is_some(),
+        label,
+        relabel: &plan.relabel,
     };
     // What lies on the host is opened in the host's mount namespace.
-    let open_root = || open_rootfs(&plan.rootfs, proc, mapping.as_ref());
+    let open_root = || open_rootfs(&plan.rootfs, proc, mapping.as_ref(), label);
     let entries = std::mem::take(&mut parts.entries);
     let (root, mut prepared) = if mapping.is_none() {
         // The root first: mountinfo is sorted by age, and programs read its first line as `/`.
@@ -219,7 +223,12 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
 }
 
 /// The root file system as a detached mount.
-fn open_rootfs(rootfs: &Rootfs, proc: &Procfs, mapping: Option<&Mapping<'_>>) -> Result<OwnedFd> {
+fn open_rootfs(
+    rootfs: &Rootfs,
+    proc: &Procfs,
+    mapping: Option<&Mapping<'_>>,
+    label: Option<Label<'_>>,
+) -> Result<OwnedFd> {
     match rootfs {
         Rootfs::Overlay {
             lowers,
@@ -230,6 +239,7 @@ fn open_rootfs(rootfs: &Rootfs, proc: &Procfs, mapping: Option<&Mapping<'_>>) ->
             lowers,
             upper: Some((upper, work)),
             options,
+            label,
         }
         .mount(proc, mapping),
         Rootfs::Bind { source } => {

@@ -4,6 +4,7 @@ use holdfast_sys::process::{self, Control};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
+use crate::error::Kind;
 use crate::fault::{Context, Fault, Result};
 
 /// Names in the order of their numbers (capabilities(7), linux/capability.h).
@@ -217,14 +218,24 @@ pub(crate) fn label(process: &Process, proc: &crate::procfs::Procfs) -> Result<(
     if let Some(profile) = process.apparmor_profile().as_deref().filter(|p| !p.is_empty()) {
         let value = format!("exec {profile}");
         proc.write("thread-self/attr/apparmor/exec", value.as_bytes())
-            .or_else(|_| proc.write("thread-self/attr/exec", value.as_bytes()))
-            .at(|| format!("ask for the AppArmor profile {profile}"))?;
+            .map_err(|e| {
+                let fault = Fault::system(format!("ask for the AppArmor profile {profile}"), &e);
+                match e.raw_os_error() {
+                    Some(libc::ENOENT) => Fault::new(
+                        Kind::NotFound,
+                        format!(
+                            "{}: the profile is not loaded (apparmor_parser(8) loads it), or this kernel has no AppArmor",
+                            fault.message
+                        ),
+                    ),
+                    _ => fault,
+                }
+            })?;
     }
-    if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
-        proc.write("thread-self/attr/exec", label.as_bytes())
-            .at(|| format!("ask for the SELinux label {label}"))?;
+    match process.selinux_label().as_deref() {
+        None | Some("") => Ok(()),
+        Some(label) => crate::selinux::on_exec(label, proc),
     }
-    Ok(())
 }
 
 #[cfg(test)]

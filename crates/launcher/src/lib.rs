@@ -50,6 +50,7 @@ mod plan;
 mod procfs;
 mod program;
 mod sandbox;
+mod selinux;
 mod staging;
 mod sysctl;
 mod userns;

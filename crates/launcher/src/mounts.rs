@@ -20,6 +20,7 @@ use crate::options::Options;
 use crate::overlay::Overlay;
 use crate::place::{self, Root, Want, attach, is_dir};
 use crate::procfs::{Procfs, is_procfs};
+use crate::selinux::Label;
 use crate::userns::Mapping;
 use crate::{bind, cgroupfs, devices};
 
@@ -184,6 +185,9 @@ pub(crate) struct Making<'a> {
     pub proc: &'a Procfs,
     /// Whether the pod has its own /dev/shm.
     pub pod_shm: bool,
+    /// SELinux label of new file systems, and of the sources of binds that are named in `relabel`.
+    pub label: Option<Label<'a>>,
+    pub relabel: &'a [PathBuf],
 }
 
 impl Making<'_> {
@@ -195,12 +199,16 @@ impl Making<'_> {
     fn one_of_host(&self, entry: Entry) -> Result<Prepared> {
         let mut cgroups = None;
         let mount = match &entry.kind {
-            Kind::Bind(source) => Some(bind::open(source, &entry, self.mapping, self.proc)?),
+            Kind::Bind(source) => {
+                let label = self.label.filter(|_| self.relabel.contains(source));
+                Some(bind::open(source, &entry, self.mapping, self.proc, label)?)
+            }
             Kind::PodShm if !self.pod_shm => Some(bind::open(
                 Path::new("/dev/shm"),
                 &entry,
                 self.mapping,
                 self.proc,
+                None,
             )?),
             Kind::Cgroup => {
                 cgroups = Some(cgroupfs::Tree::open(self.cgroup, self.private_cgroups)?);
@@ -226,6 +234,7 @@ impl Making<'_> {
                 lowers: &layers.lowers,
                 upper: layers.upper.as_ref().map(|(upper, work)| (&**upper, &**work)),
                 options: &layers.options,
+                label: self.label,
             };
             let mount = overlay.mount(self.proc, self.mapping).map_err(|mut fault| {
                 fault.message = format!("{}: {}", one.entry.what(), fault.message);
@@ -258,11 +267,20 @@ impl Making<'_> {
         if let Some(mapping) = self.mapping {
             map_data_ids(&mut data, kind, mapping);
         }
+        // The others show the kernel, under labels of the policy.
+        if matches!(kind, "tmpfs" | "devpts") {
+            data.extend(self.label.map(Label::option));
+        }
         let attributes = MountAttrFlags::from_bits_retain(entry.options.attributes.set as u32);
-        new_mount(kind, &data, attributes).map_err(|mut fault| {
-            fault.message = format!("{}: {}", entry.what(), fault.message);
-            fault
-        })
+        new_mount(kind, &data, attributes)
+            .and_then(|mount| match self.label {
+                Some(label) if kind == "mqueue" => label.set_root(mount.as_fd(), self.proc).map(|()| mount),
+                _ => Ok(mount),
+            })
+            .map_err(|mut fault| {
+                fault.message = format!("{}: {}", entry.what(), fault.message);
+                fault
+            })
     }
 }
 

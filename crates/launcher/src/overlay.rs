@@ -22,6 +22,7 @@ use crate::error::Kind;
 use crate::fault::{Context, Fault, Result};
 use crate::place::attach;
 use crate::procfs::Procfs;
+use crate::selinux::Label;
 use crate::userns::Mapping;
 
 /// Longest string that fsconfig(2) takes, without the terminator.
@@ -37,6 +38,8 @@ pub(crate) struct Overlay<'a> {
     /// The upper and the work directory. `None`: nothing can be written.
     pub upper: Option<(&'a Path, &'a Path)>,
     pub options: &'a [String],
+    /// What everything on it is labelled with.
+    pub label: Option<Label<'a>>,
 }
 
 impl Overlay<'_> {
@@ -103,6 +106,9 @@ impl Overlay<'_> {
             }
             .map_err(fail)?;
         }
+        if let Some((key, Some(label))) = self.label.map(Label::option) {
+            fsconfig_set_string(context.as_fd(), key.as_str(), label.as_str()).map_err(fail)?;
+        }
         match fsconfig_create(context.as_fd()) {
             // Before 6.5 the options reach the file system as one string here, and an unknown key is refused here.
             Err(Errno::INVAL) if joined.len() > FSCONFIG_LIMIT => return Ok(None),
@@ -130,6 +136,10 @@ impl Overlay<'_> {
         for option in self.options {
             data.push(',');
             data.push_str(option);
+        }
+        if let Some(label) = self.label {
+            data.push(',');
+            data.push_str(&label.quoted_option());
         }
         let what = || format!("mount the overlay of {} layers", self.lowers.len());
         let data = CString::new(data).map_err(|_| Fault::invalid("overlay option with a NUL"))?;
@@ -194,6 +204,9 @@ impl Overlay<'_> {
 
     fn fault(&self, context: BorrowedFd<'_>, errno: Errno) -> Fault {
         let mut what = format!("mount the overlay of {} layers", self.lowers.len());
+        if let Some((_, Some(label))) = self.label.map(Label::option) {
+            what = format!("{what} with the SELinux label {label}");
+        }
         if let Some(log) = context_log(context) {
             what = format!("{what} ({log})");
         }

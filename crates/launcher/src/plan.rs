@@ -60,6 +60,9 @@ pub struct SandboxPlan<'a> {
     pub oom_score_adj: i32,
     /// Clamp `oom_score_adj` to what we may set, with a warning, instead of failing.
     pub clamp_privileges: bool,
+    /// SELinux label of pause, and that of the pod's /dev/shm; empty: none.
+    pub selinux_label: &'a str,
+    pub mount_label: &'a str,
 }
 
 /// The namespaces of a pod that are its own. What is `None` is the host's, but for `mnt`, which every pod has.
@@ -138,6 +141,8 @@ pub struct ContainerPlan<'a> {
     pub stdio: Stdio,
     /// Clamp `oom_score_adj`, rlimits and capabilities to what we hold, with a warning, instead of failing.
     pub clamp_privileges: bool,
+    /// Sources of bind mounts that get the spec's `mountLabel`, with all that is in them.
+    pub relabel: Vec<PathBuf>,
 }
 
 /// A process in a running container.

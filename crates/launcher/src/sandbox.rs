@@ -30,7 +30,8 @@ use crate::namespaces::{MOUNT, USER};
 use crate::place::attach;
 use crate::plan::{IdMap, SandboxPlan};
 use crate::procfs::Procfs;
-use crate::{staging, sysctl, userns};
+use crate::selinux::Label;
+use crate::{selinux, staging, sysctl, userns};
 
 /// Who pause is: an id that images do not use.
 const PAUSE_ID: u32 = 65535;
@@ -181,7 +182,7 @@ impl Stage<'_> {
 
     /// The staging tree becomes the root of a mount namespace that holds nothing else.
     fn change_root(&self) -> Result<()> {
-        let tree = staging::make()?;
+        let tree = staging::make(Label::new(self.plan.mount_label)?)?;
         namespace::unshare(MOUNT).at(|| "make a mount namespace")?;
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .at(|| "make the copied mounts private")?;
@@ -209,12 +210,13 @@ impl Stage<'_> {
             let root = maps.iter().find(|m| m.container_id == 0);
             root.map_or(0, |m| m.host_id).to_string()
         };
-        let options = [
+        let mut options = vec![
             ("mode".to_owned(), Some("1777".to_owned())),
             ("size".to_owned(), Some(size.to_string())),
             ("uid".to_owned(), Some(host(&self.plan.uid_maps))),
             ("gid".to_owned(), Some(host(&self.plan.gid_maps))),
         ];
+        options.extend(Label::new(self.plan.mount_label)?.map(Label::option));
         let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NODEV
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -263,6 +265,9 @@ impl Stage<'_> {
         // An init that does not handle a signal does not get it: one sent before pause waits for it would be lost.
         process::block_signals(&[libc::SIGTERM, libc::SIGINT, libc::SIGCHLD]).at(|| "block signals")?;
         rustix::process::setsid().at(|| "make a session")?;
+        if !self.plan.selinux_label.is_empty() {
+            selinux::on_exec(self.plan.selinux_label, self.proc)?;
+        }
         drop_bounding(0)?;
         process::set_ids(pause.id, pause.id, &[]).at(|| "become pause's user")?;
         let none = CapabilitySets {

@@ -11,6 +11,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use crate::fault::{Context, Fault, Result};
 use crate::mounts::tmpfs;
+use crate::selinux::Label;
 
 pub(crate) const ROOT: &str = "root";
 pub(crate) const EMPTY: &str = "empty";
@@ -21,12 +22,14 @@ pub(crate) const SHM: &str = "shm";
 pub(crate) const PAUSE: &str = "pause";
 
 /// Makes the tree, attached nowhere yet.
-pub(crate) fn make() -> Result<OwnedFd> {
+pub(crate) fn make(label: Option<Label<'_>>) -> Result<OwnedFd> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let options = [
+    let mut options = vec![
         ("mode".to_owned(), Some("555".to_owned())),
         ("size".to_owned(), Some("64k".to_owned())),
     ];
+    // What covers masked paths must be the container's to look at.
+    options.extend(label.map(Label::option));
     let tree = tmpfs(&options, attributes)?;
     for name in [ROOT, EMPTY, PROC, SHM] {
         mkdirat(&tree, name, Mode::from_raw_mode(0o555)).at(|| format!("make staging /{name}"))?;

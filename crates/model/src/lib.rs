@@ -28,7 +28,7 @@ pub use resources::{HugepageLimit, Resources};
 pub use sandbox::{DnsConfig, PortMapping, Protocol, SandboxMetadata, SandboxSpec};
 pub use security::{
     Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, SandboxSecurity,
-    SecurityProfile, SelinuxOptions, UserNamespace,
+    SecurityProfile, SelinuxLabels, SelinuxOptions, UserNamespace,
 };
 pub use signal::{Signal, SignalError};
 pub use state::{ContainerEvent, ContainerState, Illegal, SandboxEvent, SandboxState};

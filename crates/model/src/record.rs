@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ContainerEvent, ContainerId, ContainerSpec, ContainerState, Illegal, SandboxEvent, SandboxId,
-    SandboxSpec, SandboxState, Signal,
+    SandboxSpec, SandboxState, SelinuxLabels, Signal,
 };
 
 /// One pod. Times are nanoseconds since 1970.
@@ -41,6 +41,9 @@ pub struct SandboxRecord {
     /// Addresses, the primary one first.
     #[serde(default)]
     pub ips: Vec<String>,
+    /// What the pod's containers are labelled with where they ask for nothing else.
+    #[serde(default)]
+    pub selinux: SelinuxLabels,
 }
 
 impl SandboxRecord {

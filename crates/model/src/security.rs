@@ -64,6 +64,13 @@ impl SelinuxOptions {
     }
 }
 
+/// SELinux labels that were chosen, of processes and of the file systems made for them. Both empty: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelinuxLabels {
+    pub process: String,
+    pub mount: String,
+}
+
 /// A seccomp or AppArmor profile.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SecurityProfile {

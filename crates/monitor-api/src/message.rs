@@ -251,6 +251,11 @@ pub struct CreateSandbox {
     /// Clamp `oom_score_adj` to what the monitor may set, with a warning, instead of failing.
     #[prost(bool, tag = "14")]
     pub clamp_privileges: bool,
+    /// SELinux labels of pause and of the pod's /dev/shm; empty: none.
+    #[prost(string, tag = "15")]
+    pub selinux_label: String,
+    #[prost(string, tag = "16")]
+    pub mount_label: String,
 }
 
 /// Descriptors that follow, in this order, each present where its flag is set:
@@ -323,6 +328,9 @@ pub struct CreateContainer {
     /// Clamp `oom_score_adj` and capabilities to what the monitor holds, with a warning, instead of failing.
     #[prost(bool, tag = "11")]
     pub clamp_privileges: bool,
+    /// Sources of bind mounts that get the spec's `mountLabel`, with all that is in them.
+    #[prost(string, repeated, tag = "21")]
+    pub relabel: Vec<String>,
 }
 
 /// Descriptors that follow, in this order: init's pidfd (always); then with a TTY its master, else the read end of

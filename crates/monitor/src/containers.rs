@@ -191,6 +191,7 @@ impl Monitor {
             target: None,
             stdio: pipes.inner,
             clamp_privileges: create.clamp_privileges,
+            relabel: create.relabel.iter().map(PathBuf::from).collect(),
         };
         let building =
             holdfast_launcher::create_container(plan).map_err(|error| crate::error::launcher(&error))?;

@@ -261,6 +261,8 @@ fn plan<'a>(hierarchy: &'a Hierarchy, init: &'a Init, create: &'a CreateSandbox)
         netns_path: (!create.netns_path.is_empty()).then(|| PathBuf::from(&create.netns_path)),
         oom_score_adj: create.oom_score_adj,
         clamp_privileges: create.clamp_privileges,
+        selinux_label: &create.selinux_label,
+        mount_label: &create.mount_label,
     }
 }
 

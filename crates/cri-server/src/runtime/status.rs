@@ -27,6 +27,12 @@ pub fn call(services: &Services, request: v1::StatusRequest) -> Result<v1::Statu
     if request.verbose {
         info.insert("config".to_owned(), services.node.config.to_string());
         let cni = network.config.map(|config| config.to_string());
+        let facts = services.engine.facts();
+        let confinement = serde_json::json!({
+            "apparmor": facts.apparmor.describe(),
+            "selinux": facts.selinux.describe(),
+        });
+        info.insert("confinement".to_owned(), confinement.to_string());
         info.insert("cniconfig".to_owned(), cni.unwrap_or_default());
     }
     Ok(v1::StatusResponse {

@@ -4,9 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use holdfast_images::{DeclaredVolume, IdMap, Image, PrepareOptions, Snapshot, Volume};
-use holdfast_model::{ContainerId, ContainerRecord, ContainerUser, ResolvedImage, SandboxRecord, Signal};
+use holdfast_model::{
+    ContainerId, ContainerRecord, ContainerUser, ResolvedImage, SandboxRecord, SelinuxLabels, Signal,
+};
 use holdfast_monitor_api::message::Rootfs;
 use holdfast_monitor_api::{Client, Container};
+use oci_spec::runtime::Spec;
 use tracing::{debug, warn};
 
 use super::{Context, files, link, scope};
@@ -14,6 +17,7 @@ use crate::Error;
 use crate::adjust::{Subject, adjust};
 use crate::config::bounds;
 use crate::lookup::{self, Extras, Identity};
+use crate::lsm::selinux;
 use crate::spec::{self, Inputs};
 
 /// A container whose init waits.
@@ -99,7 +103,7 @@ impl Plan {
         let shared = &self.context.shared;
         tokio::try_join!(
             shared.identities.of(&shared.images, image),
-            lookup::extras(&self.record.spec)
+            lookup::extras(&self.record.spec, &shared.facts)
         )
     }
 
@@ -114,6 +118,7 @@ impl Plan {
         let volumes = self.declared_volumes(image, identity).await?;
         debug!(container = %self.record.id, "root file system prepared");
         let built = self.spec(identity, extras, (&sources, &volumes))?;
+        self.check_labels(&built)?;
         let subject = Subject {
             sandbox: &self.pod,
             container: &self.record,
@@ -126,6 +131,7 @@ impl Plan {
         let mut message = link::container_message(&self.context, &self.pod, &self.record);
         message.spec = oci_spec.clone().into_bytes();
         message.rootfs = Some(rootfs(snapshot)?);
+        message.relabel = self.relabelled(&adjusted);
         let limits = scope::limits(&adjusted)?;
         let held = scope::of_container(&self.context, &self.pod, &self.record, &limits).await?;
         let container = self
@@ -147,6 +153,36 @@ impl Plan {
             mount_images,
             oci_spec,
         })
+    }
+
+    fn check_labels(&self, built: &spec::Built) -> Result<(), Error> {
+        let text = |label: Option<&String>| label.cloned().unwrap_or_default();
+        let (process, linux) = (built.spec.process().as_ref(), built.spec.linux().as_ref());
+        let labels = SelinuxLabels {
+            process: text(process.and_then(|process| process.selinux_label().as_ref())),
+            mount: text(linux.and_then(|linux| linux.mount_label().as_ref())),
+        };
+        Ok(selinux::check(&labels)?)
+    }
+
+    /// What must be the container's to read: the pod's own files, and the volumes of which the client says so.
+    fn relabelled(&self, spec: &Spec) -> Vec<String> {
+        let label = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.mount_label().as_ref());
+        if label.is_none() {
+            return Vec::new();
+        }
+        let files = files::places(&self.context.dir);
+        let own = [Some(files.resolv_conf), Some(files.hostname), files.hosts];
+        let own = own
+            .into_iter()
+            .flatten()
+            .map(|path| path.to_string_lossy().into_owned());
+        let volumes = self.record.spec.mounts.iter();
+        let volumes = volumes.filter(|mount| mount.selinux_relabel && mount.image.is_none());
+        own.chain(volumes.map(|mount| mount.host_path.clone())).collect()
     }
 
     /// The images among the mounts: their ids, and where they are. Both have an entry for each mount, or are empty.

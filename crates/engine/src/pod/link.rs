@@ -190,6 +190,9 @@ pub(super) fn sandbox_message(context: &Context, record: &SandboxRecord) -> Crea
         oom_score_adj: PAUSE_OOM_SCORE,
         resources: Vec::new(),
         clamp_privileges: context.shared.config.clamp_privileges,
+        // Privileged or not, pause may do nothing: it keeps the pod's label.
+        selinux_label: record.selinux.process.clone(),
+        mount_label: record.selinux.mount.clone(),
     }
 }
 
@@ -212,6 +215,8 @@ pub(super) fn container_message(
         // With the whole machine in its hands and the hierarchy writable, it may make cgroups of its own.
         manages_cgroup: record.spec.security.privileged,
         clamp_privileges: context.shared.config.clamp_privileges,
+        // Filled in where the container is made.
+        relabel: Vec::new(),
     }
 }
 

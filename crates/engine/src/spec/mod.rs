@@ -24,10 +24,13 @@ use oci_spec::runtime::{
     LinuxSeccomp, Root, Spec,
 };
 
+use crate::lsm::{AppArmor, Selinux};
+
 pub use capabilities::DEFAULT as DEFAULT_CAPABILITIES;
 pub(crate) use mounts::{declared_volumes, remaining_volumes};
 pub use process::exec_process;
 pub use resources::oci as oci_resources;
+pub(crate) use security::needs_default_profile;
 
 /// What an image says about the containers made of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,8 +49,8 @@ pub struct ImageDefaults {
 pub struct HostFacts {
     /// Only the unified hierarchy is mounted.
     pub cgroup_v2: bool,
-    pub apparmor: bool,
-    pub selinux: bool,
+    pub apparmor: AppArmor,
+    pub selinux: Selinux,
     /// Capabilities that the kernel knows, as `CAP_…`, in the order of their numbers.
     pub capabilities: Vec<String>,
 }
@@ -199,7 +202,7 @@ fn linux(inputs: &Inputs<'_>, modes: &Modes, capabilities: &capabilities::Grante
     linux.set_masked_paths(Some(masked));
     linux.set_readonly_paths(Some(readonly));
     linux.set_seccomp(security::seccomp(inputs, capabilities));
-    linux.set_mount_label(security::selinux_label(inputs)?);
+    linux.set_mount_label(security::mount_label(inputs)?);
     if let Some(user) = &modes.user {
         linux.set_uid_mappings(Some(id_mappings(&user.uids)));
         linux.set_gid_mappings(Some(id_mappings(&user.gids)));

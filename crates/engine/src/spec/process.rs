@@ -30,7 +30,7 @@ pub(crate) fn build(
     process.set_rlimits(rlimits(inputs)?);
     process.set_no_new_privileges(Some(container.security.no_new_privs));
     process.set_apparmor_profile(security::apparmor(inputs)?);
-    process.set_selinux_label(security::selinux_label(inputs)?);
+    process.set_selinux_label(security::process_label(inputs)?);
     let score = container.resources.oom_score_adj.clamp(-1000, 1000);
     process.set_oom_score_adj(i32::try_from(score).ok());
     Ok(process)

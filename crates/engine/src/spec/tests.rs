@@ -2,13 +2,14 @@
 
 use holdfast_model::{
     Capabilities, ContainerMetadata, EnvVar, GroupsPolicy, HugepageLimit, IdMapping, Mount, Namespaces,
-    Propagation, Resources, SandboxId, SandboxSpec, SandboxState, SecurityProfile, SelinuxOptions,
-    UserNamespace,
+    Propagation, Resources, SandboxId, SandboxSpec, SandboxState, SecurityProfile, SelinuxLabels,
+    SelinuxOptions, UserNamespace,
 };
 use oci_spec::runtime::Capability;
 use serde_json::Value;
 
 use super::*;
+use crate::lsm::{AppArmor, Selinux};
 
 const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n# comment\n\nweb:x:1000:1000::/home/web:/bin/sh\n\
     1234:x:77:78::/:/bin/sh\nbroken line\nbig:x:4294967296:1::/:\n";
@@ -57,6 +58,7 @@ fn case() -> Case {
             network_owed: true,
             network: None,
             ips: Vec::new(),
+            selinux: SelinuxLabels::default(),
         },
         container: ContainerSpec {
             metadata: ContainerMetadata {
@@ -563,19 +565,72 @@ fn what_the_kernel_lacks_is_refused() {
     let mut case = case();
     case.container.security.apparmor = Some(SecurityProfile::Localhost("mine".into()));
     assert!(case.error().contains("this kernel has no AppArmor"));
-    case.host.apparmor = true;
+    case.host.apparmor = AppArmor::NoDefault("no parser".into());
     assert_eq!(case.json()["process"]["apparmorProfile"], "mine");
     case.container.security.apparmor = Some(SecurityProfile::RuntimeDefault);
+    assert!(
+        case.error()
+            .contains("the default profile cannot be enforced: no parser")
+    );
+    case.container.security.apparmor = None;
+    assert!(case.json()["process"]["apparmorProfile"].is_null());
     case.container.security.selinux = Some(SelinuxOptions {
         level: "s0:c1".into(),
         ..SelinuxOptions::default()
     });
     assert!(case.error().contains("this kernel has no SELinux"));
-    case.host.selinux = true;
-    assert_eq!(
-        case.json()["process"]["selinuxLabel"],
-        "system_u:system_r:container_t:s0:c1"
-    );
+}
+
+#[test]
+fn apparmor_profiles() {
+    let profile = |privileged, asked: Option<SecurityProfile>| {
+        let mut case = case();
+        case.host.apparmor = AppArmor::Ready;
+        case.sandbox.spec.security.privileged = privileged;
+        case.container.security.privileged = privileged;
+        case.container.security.apparmor = asked;
+        case.json()["process"]["apparmorProfile"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    let mine = || Some(SecurityProfile::Localhost("localhost/mine".into()));
+    let default = Some("holdfast-default".to_owned());
+    assert_eq!(profile(false, None), default);
+    assert_eq!(profile(false, Some(SecurityProfile::RuntimeDefault)), default);
+    assert_eq!(profile(false, Some(SecurityProfile::Unconfined)), None);
+    assert_eq!(profile(false, mine()).as_deref(), Some("mine"));
+    assert_eq!(profile(true, None), None);
+    assert_eq!(profile(true, Some(SecurityProfile::RuntimeDefault)), None);
+    assert_eq!(profile(true, mine()).as_deref(), Some("mine"));
+    let mut case = case();
+    case.host.apparmor = AppArmor::Ready;
+    case.container.security.apparmor_profile = "localhost/theirs".into();
+    assert_eq!(case.json()["process"]["apparmorProfile"], "theirs");
+    case.container.security.apparmor_profile = "runtime/default".into();
+    assert_eq!(case.json()["process"]["apparmorProfile"], "holdfast-default");
+}
+
+#[test]
+fn selinux_labels() {
+    let mut case = case();
+    case.host.selinux = Selinux::On { defaults: None };
+    case.sandbox.selinux = SelinuxLabels {
+        process: "u:r:container_t:s0:c1,c2".into(),
+        mount: "u:o:container_file_t:s0:c1,c2".into(),
+    };
+    assert_eq!(case.json()["process"]["selinuxLabel"], "u:r:container_t:s0:c1,c2");
+    case.container.security.selinux = Some(SelinuxOptions {
+        kind: "other_t".into(),
+        ..SelinuxOptions::default()
+    });
+    let json = case.json();
+    assert_eq!(json["process"]["selinuxLabel"], "u:r:other_t:s0:c1,c2");
+    assert_eq!(json["linux"]["mountLabel"], "u:o:container_file_t:s0:c1,c2");
+    case.sandbox.spec.security.privileged = true;
+    case.container.security.privileged = true;
+    let json = case.json();
+    assert!(json["process"]["selinuxLabel"].is_null());
+    assert_eq!(json["linux"]["mountLabel"], "u:o:container_file_t:s0:c1,c2");
 }
 
 #[test]

@@ -20,6 +20,7 @@ pub struct Raw {
     pub server: Server,
     pub streaming: Streaming,
     pub pods: Pods,
+    pub security: Security,
     pub images: Images,
     pub registry: Registry,
     pub network: Network,
@@ -74,6 +75,14 @@ pub struct Pods {
     pub handlers: Option<Vec<String>>,
     /// Limits of containers' processes; without any they have the daemon's.
     pub rlimits: Vec<Rlimit>,
+}
+
+/// Security modules of the kernel: `"auto"` uses them where the kernel has them, `"off"` is as if it had not.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Security {
+    pub apparmor: Option<String>,
+    pub selinux: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]

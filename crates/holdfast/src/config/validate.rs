@@ -67,7 +67,7 @@ impl Config {
                 .parsed("server.drain", raw.server.drain, duration)?
                 .unwrap_or(Duration::from_secs(10)),
             streaming: check.streaming(raw.streaming)?,
-            engine: check.engine(raw.pods, &root, &state, helpers)?,
+            engine: check.security(raw.security, check.engine(raw.pods, &root, &state, helpers)?)?,
             images: check.images(raw.images)?,
             registry: check.registry(raw.registry)?,
             network: check.network(raw.network, &root, &state)?,
@@ -261,6 +261,25 @@ impl Check<'_> {
             .into_iter()
             .map(|limit| self.rlimit(limit))
             .collect::<Result<_>>()?;
+        Ok(config)
+    }
+
+    fn security(
+        &self,
+        raw: raw::Security,
+        mut config: holdfast_engine::Config,
+    ) -> Result<holdfast_engine::Config> {
+        let switch = |text: &str| match text {
+            "auto" => Ok(true),
+            "off" => Ok(false),
+            _ => Err("\"auto\" or \"off\" is wanted".to_owned()),
+        };
+        config.apparmor = self
+            .parsed("security.apparmor", raw.apparmor, switch)?
+            .unwrap_or(true);
+        config.selinux = self
+            .parsed("security.selinux", raw.selinux, switch)?
+            .unwrap_or(true);
         Ok(config)
     }
 
@@ -527,6 +546,10 @@ mod tests {
             (
                 "[pods]\nrestrict_oom_score_adj = \"no\"",
                 "2: pods.restrict_oom_score_adj",
+            ),
+            (
+                "[security]\napparmor = \"on\"",
+                "2: security.apparmor = \"on\": \"auto\" or \"off\"",
             ),
             ("[pods]\nhandlers = [\"A/b\"]", "2: pods.handlers = \"A/b\""),
             (

@@ -185,6 +185,14 @@ fn security_module() -> Finding {
             "mount securityfs there (systemd does)",
         );
     }
+    if apparmor && holdfast_engine::AppArmor::parser().is_none() {
+        return Finding::degraded(
+            CHECK,
+            "AppArmor is on, but apparmor_parser is not installed",
+            "the default profile: containers that ask for it are refused, those that ask for nothing run unconfined",
+            "install the package apparmor and restart the daemon",
+        );
+    }
     if !found.is_empty() {
         return Finding::ok(CHECK, found.join(", "));
     }

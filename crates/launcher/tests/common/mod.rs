@@ -28,6 +28,8 @@ pub struct Lab {
     pub dir: tempfile::TempDir,
     pub hierarchy: Hierarchy,
     pub cgroup: String,
+    /// Bind sources that the containers to come relabel.
+    pub relabel: std::cell::RefCell<Vec<PathBuf>>,
     before: Snapshot,
     next: std::cell::Cell<u32>,
     _reaper: Reaper,
@@ -140,6 +142,8 @@ pub struct PodOptions {
     pub user: bool,
     pub sysctls: Vec<(String, String)>,
     pub netns_path: Option<PathBuf>,
+    /// SELinux labels: pause's and that of its /dev/shm.
+    pub labels: (String, String),
 }
 
 pub const MAP: IdMap = IdMap {
@@ -169,6 +173,7 @@ impl Lab {
             cgroup,
             hierarchy,
             dir,
+            relabel: std::cell::RefCell::default(),
             before: Snapshot::take(),
             next: 0.into(),
             _reaper: reaper,
@@ -253,6 +258,8 @@ impl Lab {
             netns_path: options.netns_path.clone(),
             oom_score_adj: 0,
             clamp_privileges: true,
+            selinux_label: &options.labels.0,
+            mount_label: &options.labels.1,
         };
         let built = create_sandbox(plan)?.wait()?;
         Ok(Pod { built })
@@ -396,6 +403,7 @@ impl Lab {
             target: None,
             stdio,
             clamp_privileges: true,
+            relabel: self.relabel.borrow().clone(),
         };
         let built = create_container(plan)?.wait()?;
         Ok(Running {

@@ -175,7 +175,13 @@ impl ContainerSpec {
     /// The AppArmor profile, from the new or the deprecated field. `None`: not given.
     pub fn apparmor(&self) -> Result<Option<SecurityProfile>, Invalid> {
         if let Some(profile) = &self.security.apparmor {
-            return Ok(Some(profile.clone()));
+            return Ok(Some(match profile {
+                // Some clients write the deprecated field's prefix here, too.
+                SecurityProfile::Localhost(name) => {
+                    SecurityProfile::Localhost(name.strip_prefix("localhost/").unwrap_or(name).to_owned())
+                }
+                other => other.clone(),
+            }));
         }
         let text = self.security.apparmor_profile.as_str();
         match text {
