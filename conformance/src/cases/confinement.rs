@@ -155,7 +155,7 @@ async fn apparmor_by_name(c: Arc<Context>) -> anyhow::Result<()> {
             .await?;
         expect!(
             text,
-            format!("{PROFILE} (enforce)\nfine\ndenied\n"),
+            format!("{PROFILE} (enforce)\nfine\ndenied"),
             "what the profile allows"
         );
         c.cri.stop(&id, 0).await?;
