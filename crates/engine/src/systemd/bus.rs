@@ -1,7 +1,7 @@
 //! One connection to systemd's manager, and the end of jobs.
 //!
-//! `Subscribe` is not called: systemd would then tell us of every change of every unit. The end of a job is told, without
-//! that, to whoever has asked for it.
+//! `Subscribe` is not called: systemd would then tell of every change of every unit. The end of a job is told without that,
+//! as long as whoever asked for it is on the bus: to everybody who listens for it.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -13,7 +13,7 @@ use holdfast_cgroups::systemd::{Property, Value};
 use tokio::sync::{OnceCell, oneshot};
 use zbus::export::futures_core::Stream;
 use zbus::zvariant::{self, OwnedObjectPath, OwnedValue};
-use zbus::{Connection, Message, MessageStream};
+use zbus::{Connection, MatchRule, Message, MessageStream};
 
 use super::{Address, BusError, Limits, Scope, Unit};
 
@@ -22,6 +22,8 @@ const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 /// Where the system bus listens, for texts.
 const SYSTEM_SOCKET: &str = "unix:path=/run/dbus/system_bus_socket";
+/// Ends of jobs that wait to be read.
+const SIGNALS: usize = 4096;
 /// The version of systemd from which scopes have `OOMPolicy=`.
 const OOM_POLICY: u32 = 253;
 /// Units in one answer of ListUnits that are looked at.
@@ -69,7 +71,18 @@ impl Bus {
             address: text.clone(),
             source: Box::new(source),
         };
-        let connection = tokio::time::timeout(limit, connecting)
+        let greeted = async {
+            let connection = connecting.await?;
+            let rule = MatchRule::builder()
+                .msg_type(zbus::message::Type::Signal)
+                .sender(SERVICE)?
+                .interface(MANAGER)?
+                .member("JobRemoved")?
+                .build();
+            let stream = MessageStream::for_match_rule(rule, &connection, Some(SIGNALS)).await?;
+            Ok::<_, zbus::Error>((connection, stream))
+        };
+        let (connection, stream) = tokio::time::timeout(limit, greeted)
             .await
             .map_err(|_| BusError::Timeout {
                 call: "the connection's greeting",
@@ -77,7 +90,6 @@ impl Bus {
             })?
             .map_err(failed)?;
         let jobs = Arc::new(Jobs::default());
-        let stream = MessageStream::from(&connection);
         tokio::spawn(listen(stream, jobs.clone()));
         Ok(Self {
             connection,
