@@ -82,20 +82,21 @@ impl Monitors {
         Ok(())
     }
 
-    /// Moves the helper below the scope.
+    /// Moves the helper below the scope, into a cgroup without controllers: as long as a process is in the scope itself the
+    /// kernel would hand down those that know threads, and make the cgroups below fit for nothing else.
     async fn settle(&self, helper: &Helper) -> Result<(), Error> {
-        let path = format!("{}/{KEEPER}", self.path);
-        let hierarchy = self.hierarchy.clone();
+        let (path, hierarchy) = (self.path.clone(), self.hierarchy.clone());
         let pid = i32::try_from(helper.pid()).unwrap_or_default();
         blocking(move || {
-            hierarchy
-                .create(&path)
-                .and_then(|cgroup| cgroup.add_process(pid))
-                .map_err(|source| Error::Cgroup {
-                    step: "use",
-                    path,
-                    source: Box::new(source),
-                })
+            let moved = hierarchy
+                .open(&path)
+                .and_then(|scope| scope.leaf(KEEPER))
+                .and_then(|keeper| keeper.add_process(pid));
+            moved.map_err(|source| Error::Cgroup {
+                step: "use",
+                path,
+                source: Box::new(source),
+            })
         })
         .await
     }
