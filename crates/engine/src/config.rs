@@ -93,6 +93,8 @@ pub struct Config {
     /// Where pods that ask for the node's name resolution find it.
     pub host_resolv_conf: PathBuf,
     pub handlers: Vec<Handler>,
+    /// Directories of CDI specs; a later one goes before an earlier one.
+    pub cdi_dirs: Vec<PathBuf>,
     /// Keep a monitor started for the next pod.
     pub spare_monitor: bool,
     /// How long a finished create waits for its caller to come back.
@@ -121,6 +123,7 @@ impl Config {
                     name: "holdfast".into(),
                 },
             ],
+            cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             spare_monitor: true,
             unclaimed_after: bounds::UNCLAIMED,
         }

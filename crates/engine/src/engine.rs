@@ -11,6 +11,7 @@ use holdfast_model::{
 use holdfast_network::{Network, NetworkStatus};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use crate::cdi::{self, CdiStatus};
 use crate::lsm::{AppArmor, selinux};
 use crate::meter::{ContainerUsage, PodMetrics, PodUsage};
 use crate::pod::{Birth, Command, Pod};
@@ -253,6 +254,7 @@ impl Engine {
     pub async fn create_container(&self, sandbox: &str, spec: ContainerSpec) -> Result<ContainerId, Error> {
         let pod = self.sandbox(sandbox)?;
         spec.validate(&pod.spec)?;
+        cdi::requested(&spec)?;
         target_in_pod(&spec, &pod, |id| self.shared().views.containers.get(id))?;
         let mailbox = self.mailbox(&pod.id)?;
         let spec = Box::new(spec);
@@ -406,6 +408,11 @@ impl Engine {
 
     pub fn network_status(&self) -> NetworkStatus {
         self.shared().network.status()
+    }
+
+    /// Devices that can be asked for by name, and specs that cannot be used. From memory.
+    pub fn cdi_status(&self) -> CdiStatus {
+        self.shared().cdi.status()
     }
 
     /// What happens from now on. A subscriber that falls behind by more than [`crate::config::bounds::EVENTS`] is told

@@ -106,6 +106,9 @@ pub enum Error {
     },
     #[error("{0}")]
     Unsupported(String),
+    /// A device that this node has not got, or not now.
+    #[error("CDI device {device}: {reason}")]
+    Cdi { device: String, reason: String },
     #[error("{what} of {id} was not done within {limit:?}")]
     Deadline {
         what: &'static str,
@@ -140,7 +143,7 @@ impl Error {
             Self::NotFound { .. } | Self::NoImage { .. } => Kind::NotFound,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Invalid(_) | Self::Ambiguous { .. } | Self::UnknownHandler { .. } => Kind::Invalid,
-            Self::State { .. } | Self::Illegal { .. } => Kind::Precondition,
+            Self::State { .. } | Self::Illegal { .. } | Self::Cdi { .. } => Kind::Precondition,
             Self::Monitor { source, .. } => monitor_kind(source),
             Self::Network { source, .. } => network_kind(source),
             Self::Unsupported(_) => Kind::Unsupported,

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod adjust;
+mod cdi;
 pub mod config;
 mod disk;
 mod engine;
@@ -29,6 +30,7 @@ mod types;
 mod view;
 mod waiters;
 
+pub use cdi::CdiStatus;
 pub use config::{Config, Handler, Rlimit};
 pub use engine::Engine;
 pub use error::{Error, Kind};

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, broadcast, oneshot};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use crate::cdi::Cdi;
 use crate::config::bounds;
 use crate::disk::{Disk, Found};
 use crate::lookup::{self, Identities};
@@ -27,7 +28,7 @@ use crate::view::Views;
 use crate::{Config, Error};
 
 pub(crate) async fn open(config: Config, images: Images, network: Network) -> Result<Arc<Shared>, Error> {
-    let (config, found, hierarchy, facts, boot_id) = blocking(move || {
+    let (config, found, hierarchy, facts, boot_id, cdi) = blocking(move || {
         let found = Disk::open(&config)?;
         let hierarchy = Hierarchy::detect().map_err(|source| Error::Cgroup {
             step: "search",
@@ -36,9 +37,11 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         })?;
         make_state(&config)?;
         let facts = lookup::host_facts(&hierarchy, &config);
-        Ok((config, found, hierarchy, facts, lookup::boot_id()))
+        let cdi = Cdi::open(config.cdi_dirs.clone());
+        Ok((config, found, hierarchy, facts, lookup::boot_id(), cdi))
     })
     .await?;
+    cdi.watch();
     let Found {
         disk,
         sandboxes,
@@ -61,6 +64,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         config,
         images,
         network,
+        cdi,
         hierarchy,
         facts,
         disk,

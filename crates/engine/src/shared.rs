@@ -10,6 +10,7 @@ use holdfast_model::{ContainerId, SandboxId, SandboxMetadata};
 use holdfast_network::Network;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 
+use crate::cdi::Cdi;
 use crate::disk::Disk;
 use crate::lookup::Identities;
 use crate::meter::Meters;
@@ -25,6 +26,7 @@ pub(crate) struct Shared {
     pub config: Config,
     pub images: Images,
     pub network: Network,
+    pub cdi: Arc<Cdi>,
     pub hierarchy: Hierarchy,
     pub facts: HostFacts,
     pub disk: Disk,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_cri_api::v1;
+use holdfast_engine::CdiStatus;
 use tonic::Status;
 
 use crate::Services;
@@ -34,6 +35,7 @@ pub fn call(services: &Services, request: v1::StatusRequest) -> Result<v1::Statu
         });
         info.insert("confinement".to_owned(), confinement.to_string());
         info.insert("cniconfig".to_owned(), cni.unwrap_or_default());
+        info.insert("cdi".to_owned(), cdi(&services.engine.cdi_status()).to_string());
     }
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
@@ -53,6 +55,15 @@ pub fn call(services: &Services, request: v1::StatusRequest) -> Result<v1::Statu
             mount_options: true,
         }),
     })
+}
+
+/// Which devices can be asked for, and which specs cannot be used and why.
+fn cdi(status: &CdiStatus) -> serde_json::Value {
+    let broken = status.broken.iter();
+    let broken: Vec<_> = broken
+        .map(|(what, reason)| serde_json::json!({ "what": what, "reason": reason }))
+        .collect();
+    serde_json::json!({ "specDirs": status.dirs, "devices": status.devices, "broken": broken })
 }
 
 fn condition(name: &str, status: bool, reason: &str, message: &str) -> v1::RuntimeCondition {

@@ -122,6 +122,7 @@ impl Plan {
         let subject = Subject {
             sandbox: &self.pod,
             container: &self.record,
+            cdi: &self.context.shared.cdi,
         };
         let adjusted = adjust(subject, built.spec).await?;
         let oci_spec = serde_json::to_string(&adjusted).map_err(|e| Error::Internal {
@@ -145,9 +146,18 @@ impl Plan {
         for warning in &container.warnings {
             warn!(container = %self.record.id, "{warning}");
         }
+        let mut user = built.user;
+        if let Some(groups) = adjusted
+            .process()
+            .as_ref()
+            .and_then(|p| p.user().additional_gids().clone())
+        {
+            // Devices may bring groups.
+            user.groups = groups;
+        }
         Ok(Built {
             container,
-            user: built.user,
+            user,
             stop_signal: built.stop_signal,
             image: resolved(image),
             mount_images,

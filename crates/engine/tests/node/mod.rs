@@ -136,6 +136,7 @@ impl Node {
         config.default_cgroup = format!("{}/pods", self.cgroup);
         config.monitor_cgroup = format!("{}/monitors", self.cgroup);
         config.unclaimed_after = self.unclaimed_after;
+        config.cdi_dirs = vec![self.path("cdi"), self.path("run/cdi")];
         self.engine = Some(self.block_on(Engine::open(config, images, network)).unwrap());
     }
 

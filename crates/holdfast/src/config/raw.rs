@@ -73,6 +73,8 @@ pub struct Pods {
     pub resolv_conf: Option<PathBuf>,
     /// Names under which RuntimeClass can ask for the built-in launcher.
     pub handlers: Option<Vec<String>>,
+    /// Directories of CDI specs; a later one goes before an earlier one.
+    pub cdi_spec_dirs: Option<Vec<PathBuf>>,
     /// Limits of containers' processes; without any they have the daemon's.
     pub rlimits: Vec<Rlimit>,
 }

@@ -256,6 +256,12 @@ impl Check<'_> {
         if let Some(names) = raw.handlers {
             config.handlers = self.handlers(names)?;
         }
+        if let Some(dirs) = raw.cdi_spec_dirs {
+            let dirs = dirs
+                .into_iter()
+                .map(|dir| self.absolute("pods.cdi_spec_dirs", dir));
+            config.cdi_dirs = dirs.collect::<Result<_>>()?;
+        }
         config.rlimits = raw
             .rlimits
             .into_iter()

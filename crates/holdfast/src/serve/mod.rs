@@ -134,6 +134,7 @@ fn node(config: &Config) -> Node {
             "helpers": config.engine.helpers,
             "cgroupDriver": config.engine.cgroup_driver,
             "cgroup": config.engine.default_cgroup,
+            "cdiSpecDirs": config.engine.cdi_dirs,
             "certsDirs": config.registry.certs_d,
             "cniConfDir": config.network.cni_conf_dir,
             "cniBinDirs": config.network.cni_bin_dirs,
