@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use holdfast_registry::Digest;
+use holdfast_registry::{Digest, Reference};
 use holdfast_store::gc::Lease;
 use holdfast_store::{Db, Table};
 use oci_spec::image::ImageConfiguration;
@@ -92,7 +92,7 @@ impl State {
             change: Mutex::default(),
             next_dir: AtomicU64::new(1),
             retry_window: config.retry_window,
-            pinned: config.pinned.clone(),
+            pinned: config.pinned.iter().map(|name| full_name(name)).collect(),
         };
         let mut index = Index::default();
         let mut lost_layers = Vec::new();
@@ -396,6 +396,16 @@ impl State {
     pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As images are recorded: an operator may write `busybox`, and means `docker.io/library/busybox:latest`.
+fn full_name(name: &str) -> String {
+    let parsed = Reference::parse(name).ok();
+    let full = parsed.and_then(|reference| match reference.digest() {
+        Some(digest) => Some(reference.with_digest(digest)),
+        None => reference.tagged(),
+    });
+    full.unwrap_or_else(|| name.to_owned())
 }
 
 fn absent(id: &Digest) -> Error {

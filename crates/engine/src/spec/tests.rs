@@ -390,6 +390,28 @@ fn users_by_name_and_number() {
         case.image.user = user.into();
         assert_eq!(case.error(), wanted);
     }
+    for (passwd, user, wanted) in [
+        (
+            &b"giant:x:3000000000:1::/:\n"[..],
+            "giant",
+            "the image's /etc/passwd or /etc/group: give the user id 3000000000 to \"giant\"; possible are ids from 0 to 2147483647",
+        ),
+        (
+            b"odd:x:5:2147483648::/:\n",
+            "odd",
+            "the image's /etc/passwd or /etc/group: give a group id 2147483648 to \"odd\"; possible are ids from 0 to 2147483647",
+        ),
+        (
+            b"odd:x:5:5::/home\x0b:\n",
+            "5",
+            "the image's /etc/passwd: the home directory of \"odd\", which becomes HOME, holds a control character: \"/home\\u{b}\"",
+        ),
+    ] {
+        let mut case = case();
+        case.passwd = Some(passwd);
+        case.image.user = user.into();
+        assert_eq!(case.error(), wanted);
+    }
     let mut bare = case();
     bare.passwd = None;
     assert_eq!(bare.build().unwrap().user.uid, 0);

@@ -155,10 +155,8 @@ pub(crate) fn resolve(inputs: &Inputs<'_>) -> Result<Identity, Invalid> {
     }
     let mut seen = std::collections::HashSet::new();
     groups.retain(|gid| seen.insert(*gid));
-    let home = found
-        .home
-        .filter(|home| home.starts_with('/'))
-        .unwrap_or_else(|| "/".into());
+    from_files(found.name.as_deref(), found.uid, &groups)?;
+    let home = home(found.name.as_deref(), found.home)?;
     Ok(Identity {
         user: ContainerUser {
             uid: found.uid,
@@ -167,6 +165,38 @@ pub(crate) fn resolve(inputs: &Inputs<'_>) -> Result<Identity, Invalid> {
         },
         home,
     })
+}
+
+/// What comes from the image's files is held to the same as what comes with a request.
+fn from_files(name: Option<&str>, uid: u32, groups: &[u32]) -> Result<(), Invalid> {
+    let fine = |id: &u32| *id < 1 << 31;
+    let (what, id) = match groups.iter().find(|gid| !fine(gid)) {
+        _ if !fine(&uid) => ("the user", uid),
+        Some(gid) => ("a group", *gid),
+        None => return Ok(()),
+    };
+    Err(Invalid::new(
+        "the image's /etc/passwd or /etc/group",
+        format!(
+            "give {what} id {id} to {:?}; possible are ids from 0 to 2147483647",
+            name.unwrap_or_default()
+        ),
+    ))
+}
+
+/// It becomes HOME, which many programs copy into files of lines.
+fn home(name: Option<&str>, home: Option<String>) -> Result<String, Invalid> {
+    match home.filter(|home| home.starts_with('/')) {
+        None => Ok("/".into()),
+        Some(home) if home.chars().any(char::is_control) => Err(Invalid::new(
+            "the image's /etc/passwd",
+            format!(
+                "the home directory of {:?}, which becomes HOME, holds a control character: {home:?}",
+                name.unwrap_or_default()
+            ),
+        )),
+        Some(home) => Ok(home),
+    }
 }
 
 fn image_user(inputs: &Inputs<'_>) -> Result<Found, Invalid> {
