@@ -345,6 +345,39 @@ fn add_program(layer: &mut Layer, program: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Images whose configuration or passwd has users that can be, and that cannot.
+async fn with_users(
+    pusher: &Pusher,
+    base: &[u8],
+    names: &mut BTreeMap<&'static str, String>,
+) -> anyhow::Result<()> {
+    let mut odd = Layer::default();
+    odd.file(
+        "etc/passwd",
+        b"root:x:0:0::/root:/bin/sh\ngiant:x:3000000000:1::/:/bin/sh\nodd:x:5:5::/home\x0b/odd:/bin/sh\n",
+        0o644,
+    );
+    let odd = odd.finish();
+    let plain = |user: &str| json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "User": user});
+    for (name, config) in [
+        ("numbered", plain("1234:5")),
+        ("user-too-large", plain("2147483648")),
+        ("group-too-large", plain("1000:4294967295")),
+        ("user-unknown", plain("nobody-knows")),
+        ("user-of-passwd-too-large", plain("giant")),
+        ("home-of-passwd-with-control", plain("odd")),
+        (
+            "home-with-newline",
+            json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin", "HOME=/root\nx:0:0::/:/bin/sh"]}),
+        ),
+    ] {
+        let layers = vec![(base.to_vec(), Packing::Gzip), (odd.clone(), Packing::Plain)];
+        let image = ImageSource::new(layers, config);
+        names.insert(name, pusher.push(&format!("test/{name}:1"), &image).await?);
+    }
+    Ok(())
+}
+
 /// The images that the cases use: name → full reference.
 pub async fn fill(pusher: &Pusher) -> anyhow::Result<BTreeMap<&'static str, String>> {
     let base = busybox_layer()?.finish();
@@ -396,6 +429,18 @@ pub async fn fill(pusher: &Pusher) -> anyhow::Result<BTreeMap<&'static str, Stri
         json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"]}),
     );
     names.insert("layered", pusher.push("test/layered:1", &layered).await?);
+
+    // Volumes, tags, and users that the cases of `image_semantics` and `security_context` look at.
+    let mut volumes = ImageSource::new(
+        layered.layers.clone(),
+        json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "Volumes": {"/data": {}, "/made/": {}}}),
+    );
+    names.insert("volumes", pusher.push("test/volumes:1", &volumes).await?);
+    volumes.config = json!({"Cmd": ["/bin/true"], "Env": ["PATH=/bin", "TAGS=3"]});
+    for (name, tag) in [("tags-1", "1"), ("tags-2", "2"), ("tags-3", "3")] {
+        names.insert(name, pusher.push(&format!("test/tags:{tag}"), &volumes).await?);
+    }
+    with_users(pusher, &base, &mut names).await?;
 
     let mut socat = Layer::default();
     add_program(&mut socat, "/usr/bin/socat")?;

@@ -5,7 +5,10 @@
 
 pub mod builder;
 pub mod cri;
+pub mod guarded;
 pub mod hostile;
+pub mod newer;
 pub mod registry;
 pub mod server;
+pub mod streams;
 pub mod stub;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Parser;
-use holdfast_conformance::{builder, cri, hostile, registry, server};
+use holdfast_conformance::{builder, cri, guarded, hostile, newer, registry, server, streams};
 use holdfast_testkit::{Leaks, Scope};
 
 use crate::cri::Cri;
@@ -54,6 +54,15 @@ struct Args {
     /// A kubectl for the cases that drive one against the stub API server; without, they do not apply
     #[arg(long, env = "KUBECTL")]
     kubectl: Option<PathBuf>,
+    /// Directory of CDI specs that the server watches
+    #[arg(long)]
+    cdi_dir: Option<PathBuf>,
+    /// Directory of <host>/hosts.toml that the server reads
+    #[arg(long)]
+    certs_dir: Option<PathBuf>,
+    /// Bytes of output that one exec's streams must carry; 10000000000 takes minutes (with --timeout)
+    #[arg(long, default_value_t = 2_000_000_000)]
+    exec_output: u64,
     /// How many bytes a layer may unpack to, where the server has been told
     #[arg(long)]
     layer_limit: Option<u64>,
@@ -87,6 +96,9 @@ pub struct Context {
     server: Option<Server>,
     cni_conf_dir: Option<PathBuf>,
     kubectl: Option<PathBuf>,
+    cdi_dir: Option<PathBuf>,
+    certs_dir: Option<PathBuf>,
+    pub exec_output: u64,
     pub layer_limit: Option<u64>,
     /// Times mean nothing.
     pub emulated: bool,
@@ -130,6 +142,20 @@ impl Context {
         self.kubectl.as_deref().ok_or_else(|| {
             NotApplicable("there is no kubectl (--kubectl; make test-kubectl fetches Debian 13's)").into()
         })
+    }
+
+    /// The directory of CDI specs.
+    pub fn cdi_dir(&self) -> anyhow::Result<&Path> {
+        self.cdi_dir
+            .as_deref()
+            .ok_or_else(|| NotApplicable("the server's CDI specs cannot be changed (--cdi-dir)").into())
+    }
+
+    /// The directory of registries' settings.
+    pub fn certs_dir(&self) -> anyhow::Result<&Path> {
+        self.certs_dir
+            .as_deref()
+            .ok_or_else(|| NotApplicable("the server's registries cannot be set (--certs-dir)").into())
     }
 
     /// Where pods write their logs.
@@ -318,6 +344,9 @@ async fn set_up(args: &Args, scratch: &Path) -> anyhow::Result<(Registry, Regist
         server,
         cni_conf_dir: args.cni_conf_dir.clone(),
         kubectl: args.kubectl.clone(),
+        cdi_dir: args.cdi_dir.clone(),
+        certs_dir: args.certs_dir.clone(),
+        exec_output: args.exec_output,
         layer_limit: args.layer_limit,
         emulated: args.emulated,
         scratch: scratch.to_owned(),

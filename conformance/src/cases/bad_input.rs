@@ -1,6 +1,8 @@
 //! Requests that no runtime may take: each gets an error that names what is wrong, and leaves nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use k8s_cri::v1 as cri;
@@ -33,6 +35,7 @@ cases!["bad_input";
     host_sysctls,
     unknown_capability => "the peer ignores what it does not know",
     log_path_that_leaves => "the peer joins the log path as it is",
+    ten_thousand_filters,
 ];
 
 /// A container with this configuration must be refused at Create or at Start, and leave nothing.
@@ -240,4 +243,71 @@ async fn log_path_that_leaves(c: Arc<Context>) -> anyhow::Result<()> {
         config.log_path = "../../escaped.log".into();
     })
     .await
+}
+
+async fn ten_thousand_filters(c: Arc<Context>) -> anyhow::Result<()> {
+    let pod = Pod::run(&c, "filters").await?;
+    let id = pod.sleeper(&c).await?;
+    let many: HashMap<String, String> = (0..10_000)
+        .map(|n| (format!("label-{n}"), "x".repeat(50)))
+        .collect();
+    let begin = Instant::now();
+    let filter = cri::ContainerFilter {
+        label_selector: many.clone(),
+        ..Default::default()
+    };
+    ensure!(
+        c.cri.containers(Some(filter)).await?.is_empty(),
+        "a container has ten thousand labels"
+    );
+    let filter = cri::PodSandboxFilter {
+        label_selector: many,
+        ..Default::default()
+    };
+    ensure!(
+        c.cri.pods(Some(filter)).await?.is_empty(),
+        "a pod has ten thousand labels"
+    );
+    ensure!(
+        begin.elapsed() < Duration::from_secs(5),
+        "two lists took {:?}",
+        begin.elapsed()
+    );
+    // Ten thousand lists, each with a filter of its own; one in a hundred finds the container.
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let (cri, id) = (c.cri.clone(), id.clone());
+        tasks.spawn(async move {
+            let mut found = 0;
+            for round in 0..500 {
+                let filter = cri::ContainerFilter {
+                    id: if round % 100 == 0 {
+                        id.clone()
+                    } else {
+                        format!("{n:032x}{round:032x}")
+                    },
+                    ..Default::default()
+                };
+                found += cri.containers(Some(filter)).await?.len();
+            }
+            anyhow::Ok(found)
+        });
+    }
+    let mut found = 0;
+    while let Some(done) = tasks.join_next().await {
+        found += done??;
+    }
+    ensure!(found == 100, "{found} of 100 filters found the container");
+    // More than a message may hold is refused, and the server goes on.
+    let filter = cri::ContainerFilter {
+        label_selector: (0..400_000)
+            .map(|n| (format!("label-{n}"), "x".repeat(50)))
+            .collect(),
+        ..Default::default()
+    };
+    ensure!(
+        c.cri.containers(Some(filter)).await.is_err(),
+        "a request of 28 MB was read"
+    );
+    pod.end().await
 }

@@ -3,18 +3,23 @@
 mod bad_images;
 mod bad_input;
 mod bad_network;
+mod bad_streams;
 mod confinement;
 mod containers;
 mod events;
 mod exec;
+mod image_semantics;
 mod images;
 mod kubectl;
 mod logs;
+mod mounts;
 mod network;
 mod pods;
 mod security;
+mod security_context;
 mod stats;
 mod stream_lists;
+mod streaming;
 mod survival;
 
 use std::future::Future;
@@ -72,6 +77,10 @@ pub fn all() -> Vec<Case> {
         network::all(),
         security::all(),
         confinement::all(),
+        security_context::all(),
+        mounts::all(),
+        image_semantics::all(),
+        streaming::all(),
         bad_input::all(),
         events::all(),
         stats::all(),
@@ -79,6 +88,7 @@ pub fn all() -> Vec<Case> {
         kubectl::all(),
         bad_images::all(),
         bad_network::all(),
+        bad_streams::all(),
         survival::all(),
     ]
     .into_iter()
