@@ -326,6 +326,21 @@ pub fn container_config(name: &str, image: &str, command: &[&str]) -> cri::Conta
 /// Whether the runtime is a peer: what its errors name is its own affair.
 pub static PEER: AtomicBool = AtomicBool::new(false);
 
+/// How a request that is wrong in itself is refused: by INVALID_ARGUMENT, or by a peer as it likes.
+pub fn invalid() -> &'static [Code] {
+    if PEER.load(Ordering::Relaxed) {
+        &[
+            Code::InvalidArgument,
+            Code::Unknown,
+            Code::Internal,
+            Code::NotFound,
+            Code::FailedPrecondition,
+        ]
+    } else {
+        &[Code::InvalidArgument]
+    }
+}
+
 /// The call must have failed with one of `codes`, and the message must name each of `words` (of holdfast's).
 pub fn must_fail<T>(result: Result<T, Status>, codes: &[Code], words: &[&str]) -> anyhow::Result<Status> {
     let Err(status) = result else {

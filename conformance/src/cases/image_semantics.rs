@@ -11,19 +11,20 @@ use tonic::Code;
 use super::{Pod, cases};
 use crate::Context;
 use crate::builder::busybox_layer;
-use crate::cri::{Cri, container_config, image_spec, must_fail};
+use crate::cri::{Cri, container_config, image_spec, invalid, must_fail};
 use crate::expect;
 use crate::guarded::{self, Guarded};
 
 cases!["image_semantics";
     one_id_everywhere,
+    listed_by_name => "the peer lists all, whatever is asked for",
     found_by_id_tag_and_digest,
     one_removal_takes_all_tags,
     removals_at_once,
     users_of_images,
     pulled_for_a_handler => "the peer's release is older than the field",
-    forms_of_credentials,
-    credentials_of_another_host => "the peer sends them wherever it is told to pull from",
+    forms_of_credentials => "the peer knows no registry_token",
+    credentials_of_another_host,
     a_cancelled_call_cancels_the_pull,
     equal_pulls_are_joined => "the peer joins nothing",
     from_a_mirror,
@@ -45,17 +46,6 @@ async fn one_id_everywhere(c: Arc<Context>) -> anyhow::Result<()> {
     expect!(status.id, id, "ImageStatus");
     let listed: Vec<String> = c.cri.images().await?.into_iter().map(|image| image.id).collect();
     ensure!(listed.contains(&id), "ListImages has {listed:?}");
-    let filter = cri::ListImagesRequest {
-        filter: Some(cri::ImageFilter {
-            image: Some(image_spec(c.image("busybox"))),
-        }),
-    };
-    let filtered = c.cri.image.clone().list_images(filter).await?.into_inner().images;
-    expect!(
-        filtered.iter().map(|image| &image.id).collect::<Vec<_>>(),
-        [&id],
-        "ListImages with a filter"
-    );
     let pod = Pod::run(&c, "one-id").await?;
     // By tag, by id and by digest: the container's image is the same.
     let digest = status.repo_digests.first().context("no digest")?.clone();
@@ -79,6 +69,23 @@ async fn one_id_everywhere(c: Arc<Context>) -> anyhow::Result<()> {
         expect!(listed.image_id, id, "image_id in ListContainers, by {name}");
     }
     pod.end().await
+}
+
+async fn listed_by_name(c: Arc<Context>) -> anyhow::Result<()> {
+    let id = c.cri.pull(c.image("busybox")).await?;
+    c.cri.pull(c.image("docker")).await?;
+    let filter = cri::ListImagesRequest {
+        filter: Some(cri::ImageFilter {
+            image: Some(image_spec(c.image("busybox"))),
+        }),
+    };
+    let filtered = c.cri.image.clone().list_images(filter).await?.into_inner().images;
+    expect!(
+        filtered.iter().map(|image| &image.id).collect::<Vec<_>>(),
+        [&id],
+        "ListImages with a filter"
+    );
+    Ok(())
 }
 
 async fn found_by_id_tag_and_digest(c: Arc<Context>) -> anyhow::Result<()> {
@@ -245,7 +252,7 @@ async fn pulled_for_a_handler(c: Arc<Context>) -> anyhow::Result<()> {
     }
     must_fail(
         pull_with(&c.cri, c.image("busybox"), "no-such-handler", None).await,
-        &[Code::InvalidArgument],
+        invalid(),
         &["image.runtime_handler", "no-such-handler"],
     )?;
     Ok(())

@@ -11,7 +11,7 @@ use tonic::Code;
 use super::security_context::user_namespace_pod;
 use super::{Pod, cases};
 use crate::Context;
-use crate::cri::{container_config, must_fail};
+use crate::cri::{container_config, invalid, must_fail};
 use crate::newer::{self, Extra, ImageSpec, Mount};
 use crate::{NotApplicable, expect};
 
@@ -24,13 +24,13 @@ cases!["mounts";
     images_as_volumes_that_are_refused => "the peer's release is older than the field",
     image_volumes_after_a_restart => "the peer's release is older than the field",
     volumes_through_id_maps => "the peer's release is older than user namespaces",
-    volumes_that_an_image_declares => "the peer makes them on the host, and empty",
+    volumes_that_an_image_declares,
     shared_memory,
     huge_pages,
     stop_signal => "the peer's release is older than the field",
-    cdi_devices,
-    cdi_devices_that_are_not_there => "the peer does not name the file",
-    a_broken_cdi_spec_harms_nobody => "the peer does not name the file",
+    cdi_devices => "Debian 12's release of the peer is older than CDI",
+    cdi_devices_that_are_not_there => "Debian 12's release of the peer is older than CDI",
+    a_broken_cdi_spec_harms_nobody => "Debian 12's release of the peer is older than CDI, and a newer one names the file in its log alone",
 ];
 
 fn bind(host: &Path, inside: &str) -> Mount {
@@ -136,7 +136,7 @@ async fn mount_options_that_are_none(c: Arc<Context>) -> anyhow::Result<()> {
         mount.mount_options = vec![option.into()];
         must_fail(
             with_mounts(&c, &pod, "refused", vec![mount]).await,
-            &[Code::InvalidArgument],
+            invalid(),
             &["mounts[0].mount_options"],
         )?;
     }
@@ -213,7 +213,7 @@ async fn read_only_and_propagation_contradict(c: Arc<Context>) -> anyhow::Result
         mount.propagation = propagation.into();
         must_fail(
             with_mounts(&c, &pod, "refused", vec![mount]).await,
-            &[Code::InvalidArgument],
+            invalid(),
             &["mounts[0].recursive_read_only"],
         )?;
     }
@@ -301,7 +301,7 @@ async fn images_as_volumes_that_are_refused(c: Arc<Context>) -> anyhow::Result<(
     ];
     for (mount, word) in cases {
         let refused = with_mounts(&c, &pod, "refused", vec![mount]).await;
-        must_fail(refused, &[Code::InvalidArgument], &[word]).with_context(|| word.to_owned())?;
+        must_fail(refused, invalid(), &[word]).with_context(|| word.to_owned())?;
     }
     let unknown = image_mount("localhost/never-pulled:1", "/x", "");
     must_fail(
@@ -375,7 +375,7 @@ async fn volumes_through_id_maps(c: Arc<Context>) -> anyhow::Result<()> {
     (other.uid_mappings, other.gid_mappings) = (vec![shifted], vec![shifted]);
     must_fail(
         with_mounts(&c, &pod, "refused", vec![other]).await,
-        &[Code::InvalidArgument],
+        invalid(),
         &["mounts[0].uidMappings"],
     )?;
     pod.end().await?;
@@ -384,7 +384,7 @@ async fn volumes_through_id_maps(c: Arc<Context>) -> anyhow::Result<()> {
     (mapped.uid_mappings, mapped.gid_mappings) = (vec![map], vec![map]);
     must_fail(
         with_mounts(&c, &pod, "refused", vec![mapped]).await,
-        &[Code::InvalidArgument],
+        invalid(),
         &["mounts[0].uidMappings"],
     )?;
     pod.end().await
@@ -562,7 +562,7 @@ async fn stop_signal(c: Arc<Context>) -> anyhow::Result<()> {
     };
     must_fail(
         newer::create(&c.cri, &pod.id, &config, extra, &pod.config).await,
-        &[Code::InvalidArgument],
+        invalid(),
         &["stop_signal"],
     )?;
     pod.end().await

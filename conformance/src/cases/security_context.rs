@@ -8,7 +8,7 @@ use tonic::Code;
 
 use super::{Pod, cases};
 use crate::Context;
-use crate::cri::{container_config, must_fail, namespaces, pod_config};
+use crate::cri::{container_config, invalid, must_fail, namespaces, pod_config};
 use crate::expect;
 
 cases!["security_context";
@@ -16,7 +16,7 @@ cases!["security_context";
     user_namespace_with_the_hosts_network => "Debian's release of the peer is older than user namespaces",
     user_namespaces_differ_between_pods => "Debian's release of the peer is older than user namespaces",
     no_user_namespace,
-    deprecated_seccomp_field => "the peer reads the new field alone",
+    deprecated_seccomp_field,
     ambient_capabilities => "Debian's release of the peer is older than the field",
     unmasked_proc,
     masked_paths_literally,
@@ -25,8 +25,8 @@ cases!["security_context";
     target_pid_namespace,
     wrong_namespace_options => "the specification: only what makes sense is possible; the peer takes the pod's",
     contradictions => "the peer takes one of the two",
-    images_with_users_that_cannot_be => "the peer takes any number, and HOME as it comes",
-    cgroup_parent,
+    images_with_users_that_cannot_be => "the peer takes what passwd says, and HOME as it comes",
+    cgroup_parent => "the peer leaves the parent that it has made",
 ];
 
 fn security(config: &mut cri::ContainerConfig) -> Option<&mut cri::LinuxContainerSecurityContext> {
@@ -293,7 +293,7 @@ async fn deprecated_seccomp_field(c: Arc<Context>) -> anyhow::Result<()> {
         }
         must_fail(
             c.cri.create(&pod.id, &config, &pod.config).await,
-            &[Code::InvalidArgument],
+            invalid(),
             &["linux.security_context.seccomp_profile_path"],
         )?;
     }
@@ -468,7 +468,7 @@ async fn refused_pods(
             edit(security);
         }
         let made = c.cri.run_pod(&config).await;
-        must_fail(made, &[Code::InvalidArgument], &[field]).with_context(|| format!("a pod with {field}"))?;
+        must_fail(made, invalid(), &[field]).with_context(|| format!("a pod with {field}"))?;
     }
     ensure!(c.cri.pods(None).await?.is_empty(), "a refused pod is listed");
     Ok(())
@@ -484,8 +484,7 @@ async fn refused_containers(
         let mut config = container_config("refused", &image, &["/bin/sleep", "3600"]);
         edit(&mut config);
         let made = c.cri.create(&pod.id, &config, &pod.config).await;
-        must_fail(made, &[Code::InvalidArgument], &[field])
-            .with_context(|| format!("a container with {field}"))?;
+        must_fail(made, invalid(), &[field]).with_context(|| format!("a container with {field}"))?;
     }
     ensure!(
         c.cri.containers(None).await?.is_empty(),
@@ -712,7 +711,7 @@ async fn images_with_users_that_cannot_be(c: Arc<Context>) -> anyhow::Result<()>
         let image = c.cri.pull(c.image(name)).await?;
         let config = container_config("refused", &image, &["/bin/sleep", "3600"]);
         let made = c.cri.create(&pod.id, &config, &pod.config).await;
-        must_fail(made, &[Code::InvalidArgument], words).with_context(|| format!("the image {name}"))?;
+        must_fail(made, invalid(), words).with_context(|| format!("the image {name}"))?;
     }
     ensure!(
         c.cri.containers(None).await?.is_empty(),
@@ -740,6 +739,8 @@ async fn cgroup_parent(c: Arc<Context>) -> anyhow::Result<()> {
         .flat_map(|entry| [entry.path().join(&name), entry.path()])
         .chain([std::path::Path::new("/sys/fs/cgroup").join(&name)])
         .filter(|path| path.ends_with(&name) && path.exists())
+        // Counted as left, and taken away all the same: it is nobody else's.
+        .inspect(|path| drop(std::fs::remove_dir(path)))
         .map(|path| path.display().to_string())
         .collect();
     ensure!(left.is_empty(), "cgroups that the pod's parent left: {left:?}");
@@ -751,11 +752,7 @@ async fn cgroup_parent(c: Arc<Context>) -> anyhow::Result<()> {
         }
         std::fs::create_dir_all(&config.log_directory)?;
         if !crate::cri::PEER.load(std::sync::atomic::Ordering::Relaxed) {
-            must_fail(
-                c.cri.run_pod(&config).await,
-                &[Code::InvalidArgument],
-                &["linux.cgroup_parent"],
-            )?;
+            must_fail(c.cri.run_pod(&config).await, invalid(), &["linux.cgroup_parent"])?;
         }
     }
     Ok(())
