@@ -215,8 +215,11 @@ impl Remote {
                             return Ok(Some((*channel, bytes)));
                         }
                     }
-                    Some(Frame::Reset { id, code }) => bail!("stream {id} was reset with {code}"),
-                    Some(Frame::Reply { .. } | Frame::Other) => {}
+                    // CANCEL is how Go's library closes a connection; its end follows.
+                    Some(Frame::Reset { id, code }) if code != 5 => {
+                        bail!("stream {id} was reset with {code}")
+                    }
+                    Some(Frame::Reset { .. } | Frame::Reply { .. } | Frame::Other) => {}
                 },
                 Wire::WebSocket(ws) => match ws.next().await? {
                     None | Some((8, _)) => return Ok(None),

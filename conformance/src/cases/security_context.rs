@@ -58,6 +58,10 @@ fn mapped_pod(
     map: cri::IdMapping,
 ) -> cri::PodSandboxConfig {
     let mut config = pod_config(name, &c.logs());
+    if network == cri::NamespaceMode::Node {
+        // As kubelet has it: the name is the host's.
+        config.hostname.clear();
+    }
     if let Some(security) = pod_security(&mut config) {
         let mut options = namespaces(network);
         options.userns_options = Some(cri::UserNamespace {

@@ -326,6 +326,8 @@ async fn forward_through_a_tunnel(c: Arc<Context>) -> anyhow::Result<()> {
 
 async fn forward_to_the_hosts_network(c: Arc<Context>) -> anyhow::Result<()> {
     let mut config = pod_config("forward-host", &c.logs());
+    // As kubelet has it: the name is the host's.
+    config.hostname.clear();
     if let Some(security) = config.linux.as_mut().and_then(|l| l.security_context.as_mut()) {
         security.namespace_options = Some(crate::cri::namespaces(cri::NamespaceMode::Node));
     }
