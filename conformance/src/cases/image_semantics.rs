@@ -16,7 +16,7 @@ use crate::expect;
 use crate::guarded::{self, Guarded};
 
 cases!["image_semantics";
-    one_id_everywhere,
+    one_id_everywhere => "Debian 12's release of the peer has no image_id in the status of a container",
     listed_by_name => "the peer lists all, whatever is asked for",
     found_by_id_tag_and_digest,
     one_removal_takes_all_tags,
