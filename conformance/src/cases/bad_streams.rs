@@ -21,7 +21,7 @@ cases!["bad_streams";
     half_open_connections,
     replayed_streams => "the peer lets a stream be opened twice, and waits for the others",
     a_storm_of_sizes,
-    streams_that_make_no_sense => "the peer answers with other codes",
+    streams_that_make_no_sense => "the peer takes a terminal together with an error stream of its own",
 ];
 
 use Channel::{Error, Resize, Stderr, Stdin, Stdout};
