@@ -215,7 +215,7 @@ fn add_hook(spec: &mut OciSpec, hook: &Hook) {
     own.set_args((!hook.args.is_empty()).then(|| hook.args.clone()));
     own.set_env((!hook.env.is_empty()).then(|| hook.env.clone()));
     own.set_timeout(hook.timeout);
-    let mut hooks = spec.hooks().clone().unwrap_or_else(Hooks::default);
+    let mut hooks = spec.hooks().clone().unwrap_or_default();
     let place = match hook.name.as_str() {
         "createRuntime" => hooks.create_runtime_mut(),
         "createContainer" => hooks.create_container_mut(),
