@@ -203,6 +203,8 @@ async fn attach_over(c: &Arc<Context>, over: Over) -> anyhow::Result<()> {
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    // Whoever attaches while a line is on its way from the log to those who are attached gets it.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let channels = [Error, Stdin, Stdout, Stderr];
     let mut one = Remote::open(&attach_url(&c.cri, &id, &channels).await?, over, &channels).await?;
     let mut two = Remote::open(
@@ -255,7 +257,7 @@ async fn stdin_once_ends_the_input(c: Arc<Context>) -> anyhow::Result<()> {
     pod.end().await
 }
 
-/// Listens in the pod on both families and says back what it got.
+/// Listens on the pod's loopback and says back what it got.
 async fn listening(c: &Arc<Context>, pod: &Pod, port: u16) -> anyhow::Result<String> {
     let image = c.cri.pull(c.image("socat")).await?;
     let script = format!(
