@@ -99,7 +99,7 @@ pub async fn create(
     let mut bytes = request.encode_to_vec();
     bytes.extend(CreateExtra { config: Some(extra) }.encode_to_vec());
     let reply = call(cri, "/runtime.v1.RuntimeService/CreateContainer", bytes).await?;
-    let reply = cri::CreateContainerResponse::decode(&reply[..]).map_err(unreadable)?;
+    let reply = cri::CreateContainerResponse::decode(&reply[..]).map_err(|e| unreadable(&e))?;
     Ok(reply.container_id)
 }
 
@@ -114,13 +114,13 @@ pub async fn status(cri: &Cri, container: &str) -> Result<StatusExtra, Status> {
         request.encode_to_vec(),
     )
     .await?;
-    let reply = StatusResponse::decode(&reply[..]).map_err(unreadable)?;
+    let reply = StatusResponse::decode(&reply[..]).map_err(|e| unreadable(&e))?;
     reply
         .status
         .ok_or_else(|| Status::internal("ContainerStatus without a status"))
 }
 
-fn unreadable(error: prost::DecodeError) -> Status {
+fn unreadable(error: &prost::DecodeError) -> Status {
     Status::internal(format!("the answer cannot be read: {error}"))
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, ensure};
 use k8s_cri::v1 as cri;
-use tonic::Code;
 
 use super::{Pod, cases};
 use crate::Context;
@@ -324,7 +323,7 @@ async fn ambient_capabilities(c: Arc<Context>) -> anyhow::Result<()> {
         "inheritable, effective and ambient set of a user"
     );
     let plain = sleeper(&c, &pod, "plain", |s| {
-        s.run_as_user = Some(cri::Int64Value { value: 1000 })
+        s.run_as_user = Some(cri::Int64Value { value: 1000 });
     })
     .await?;
     expect!(
@@ -460,11 +459,11 @@ async fn target_pid_namespace(c: Arc<Context>) -> anyhow::Result<()> {
     pod.end().await
 }
 
+type PodEdit = Box<dyn Fn(&mut cri::LinuxSandboxSecurityContext)>;
+type ConfigEdit = Box<dyn Fn(&mut cri::ContainerConfig)>;
+
 /// Each must be refused with the field's name.
-async fn refused_pods(
-    c: &Arc<Context>,
-    cases: Vec<(&str, Box<dyn Fn(&mut cri::LinuxSandboxSecurityContext)>)>,
-) -> anyhow::Result<()> {
+async fn refused_pods(c: &Arc<Context>, cases: Vec<(&str, PodEdit)>) -> anyhow::Result<()> {
     for (field, edit) in cases {
         let mut config = pod_config("refused", &c.logs());
         std::fs::create_dir_all(&config.log_directory)?;
@@ -481,7 +480,7 @@ async fn refused_pods(
 async fn refused_containers(
     c: &Arc<Context>,
     pod: &Pod,
-    cases: Vec<(&str, Box<dyn Fn(&mut cri::ContainerConfig)>)>,
+    cases: Vec<(&str, ConfigEdit)>,
 ) -> anyhow::Result<()> {
     let image = c.cri.pull(c.image("busybox")).await?;
     for (field, edit) in cases {
@@ -502,8 +501,6 @@ fn options(edit: impl Fn(&mut cri::NamespaceOption)) -> cri::NamespaceOption {
     edit(&mut options);
     options
 }
-
-type PodEdit = Box<dyn Fn(&mut cri::LinuxSandboxSecurityContext)>;
 
 async fn wrong_namespace_options(c: Arc<Context>) -> anyhow::Result<()> {
     const NODE: cri::NamespaceMode = cri::NamespaceMode::Node;
@@ -635,14 +632,14 @@ async fn contradictions(c: Arc<Context>) -> anyhow::Result<()> {
             s.run_as_username = "app".into();
         }),
         ("linux.security_context.run_as_user", |s| {
-            s.run_as_user = Some(cri::Int64Value { value: 1 << 31 })
+            s.run_as_user = Some(cri::Int64Value { value: 1 << 31 });
         }),
         ("linux.security_context.privileged", |s| s.privileged = true),
         ("linux.security_context.masked_paths[0]", |s| {
-            s.masked_paths = vec!["relative".into()]
+            s.masked_paths = vec!["relative".into()];
         }),
         ("linux.security_context.readonly_paths[0]", |s| {
-            s.readonly_paths = vec![String::new()]
+            s.readonly_paths = vec![String::new()];
         }),
         ("linux.security_context.capabilities.add_capabilities[0]", |s| {
             s.capabilities = Some(cri::Capability {
