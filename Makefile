@@ -87,6 +87,10 @@ vm-deps:
 test-vm: deps-test vm-deps test-build ## privileged tests and conformance on kernels 6.12 and 6.1 with cgroup v2, systemd, AppArmor, SELinux
 	hack/vm/test stage
 	hack/vm/test all
+.PHONY: test-vm-short
+test-vm-short: deps-test vm-deps test-build ## of test-vm what CI runs: kernel 6.12 with systemd, AppArmor, SELinux; minutes
+	hack/vm/test stage
+	hack/vm/test short
 
 .PHONY: test-service
 test-service: vm-deps test-build ## the package, the service and the systemd cgroup driver in the virtual machine; ARGS=measure: their cost

@@ -7,6 +7,8 @@
 //!
 //! Everything that is buffered, awaited or counted has a bound: see the constants at the head of each module.
 #![forbid(unsafe_code)]
+// `fuzzing` is set by cargo-fuzz, which cargo's own check of such names does not know.
+#![allow(unexpected_cfgs)]
 
 mod activity;
 mod backend;
