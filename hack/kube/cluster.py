@@ -13,6 +13,7 @@ import time
 import uuid
 
 import certs
+import kube
 from kube import IMAGE, NODE, Api, CheckFailed, Kubectl, expect, patience
 
 NODE_IP = "10.99.0.1"
@@ -63,12 +64,15 @@ class Cluster:
             raise CheckFailed(f"{name} lives {seconds} s after {how.name}") from None
 
     def until(self, ready, seconds, what, process):
-        deadline = time.monotonic() + patience(seconds)
+        begin = time.monotonic()
+        deadline = begin + patience(seconds)
         while not ready():
             code = self.processes[process].poll()
             expect(code is None, f"{process} ended with {code} before {what}:\n{self.tail(process)}")
             expect(time.monotonic() < deadline, f"not {what} after {seconds} s:\n{self.tail(process)}")
             time.sleep(0.05)
+        if kube.SLOWNESS > 1:
+            print(f"      {what} after {time.monotonic() - begin:.0f} s", flush=True)
 
     def tail(self, name, lines=25):
         log = self.work / "logs" / f"{name}.log"
@@ -228,9 +232,9 @@ class Cluster:
         left += [f"mount {m}" for m in mounts() if "/pods/" in m and m.startswith(("/var/lib/kubelet/", str(self.work / "root")))]
         links = subprocess.run(["ip", "-o", "link", "show", "master", BRIDGE], capture_output=True, text=True, check=False).stdout
         left += [f"link {line.split(':')[1].strip()}" for line in links.splitlines()]
-        for hierarchy in hierarchies():
-            pods = "kubepods.slice/**/*-pod*.slice" if self.driver == "systemd" else f"{self.name}/kubepods/**/pod*-*"
-            left += [f"cgroup {d}" for d in hierarchy.glob(pods) if d.is_dir()]
+        pods = "/kubepods.slice/" if self.driver == "systemd" else f"/{self.name}/kubepods/"
+        is_a_pods = lambda base: base.startswith("pod") or "-pod" in base
+        left += [f"cgroup {d}" for d in cgroups() if pods in d and is_a_pods(os.path.basename(d))]
         return left
 
     # A reboot.
@@ -310,6 +314,13 @@ def hierarchies():
     if (V1_ROOT / "cgroup.controllers").exists():
         return [V1_ROOT]
     return [entry for entry in V1_ROOT.iterdir() if entry.is_dir() and not entry.is_symlink()]
+
+
+def cgroups():
+    """Every cgroup's path, in every hierarchy. They come and go meanwhile, which os.walk passes over."""
+    for hierarchy in hierarchies():
+        for directory, _, _ in os.walk(hierarchy):
+            yield directory
 
 
 def make_cgroup(path):
