@@ -15,6 +15,8 @@ mod logs;
 mod mounts;
 mod network;
 mod pods;
+mod resources;
+mod runtime_config;
 mod security;
 mod security_context;
 mod stats;
@@ -89,6 +91,8 @@ pub fn all() -> Vec<Case> {
         bad_images::all(),
         bad_network::all(),
         bad_streams::all(),
+        resources::all(),
+        runtime_config::all(),
         survival::all(),
     ]
     .into_iter()

@@ -29,7 +29,7 @@ cases!["survival";
 const COUNT: &str = "trap 'exit 4' TERM; i=0; while :; do i=$((i+1)); echo line $i; sleep 0.01; done";
 
 /// The first process of a container, in the host's numbers.
-async fn pid(c: &Context, id: &str) -> anyhow::Result<i32> {
+pub(super) async fn pid(c: &Context, id: &str) -> anyhow::Result<i32> {
     let request = cri::ContainerStatusRequest {
         container_id: id.to_owned(),
         verbose: true,
@@ -70,7 +70,11 @@ fn counted(path: &Path) -> anyhow::Result<u64> {
 }
 
 /// Waits until `done`, for at most `limit`; how long it took.
-async fn until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) -> anyhow::Result<Duration> {
+pub(super) async fn until(
+    what: &str,
+    limit: Duration,
+    mut done: impl FnMut() -> bool,
+) -> anyhow::Result<Duration> {
     let start = Instant::now();
     while !done() {
         ensure!(start.elapsed() < limit, "not within {limit:?}: {what}");

@@ -2,9 +2,9 @@
 
 use crate::hierarchy::{Controller, Hierarchy, Home, made_by_systemd, why_missing};
 use crate::io::{self, Root};
-use crate::limits::{Cpu, Limits, Memory, Stage};
-use crate::v2::Write;
-use crate::{Detail, Error, StatReader, Stats, devices, path, v1, v2};
+use crate::limits::{Limits, Stage};
+use crate::steps::{Step, Steps};
+use crate::{Detail, Error, StatReader, Stats, devices, path};
 use rustix::fs::OFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -160,31 +160,67 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Writes the limits of one stage. Returns what was done less well than asked, in words for the log.
+    /// Writes the limits of one stage. Returns what was done less well than asked, in words for the log. What was written
+    /// before a failure stays: for a cgroup in use there is [`Cgroup::plan`].
     pub fn apply(&self, limits: &Limits, stage: Stage) -> Result<Vec<String>, Error> {
-        let mut warnings = Vec::new();
-        if stage.early() {
-            self.apply_cpu(&limits.cpu)?;
-            self.apply_lists(limits, &mut warnings)?;
-        }
-        if stage.late() {
-            self.apply_memory(&limits.memory, &mut warnings)?;
-            if let Some(rules) = &limits.devices {
-                self.apply_devices(rules)?;
+        let Steps { list, mut warnings } = self.steps(limits, stage)?;
+        for step in &list {
+            let dir = self.dir_in(step.root);
+            match io::write(step.root, &dir, &step.write.file, &step.write.value) {
+                Ok(()) => {}
+                Err(error) if error.is_gone() && io::exists(step.root, "", &dir) => {
+                    self.missing(step, &dir, error, &mut warnings)?;
+                }
+                Err(error) => return Err(error),
             }
         }
-        for (file, value) in &limits.unified {
-            let late = file.starts_with("memory.");
-            if (late && stage.late()) || (!late && stage.early()) {
-                self.apply_unified(file, value, &mut warnings)?;
-            }
+        if let Some(rules) = limits.devices.as_ref().filter(|_| stage.late()) {
+            self.apply_devices(rules)?;
         }
         Ok(warnings)
+    }
+
+    /// The file of a step is not there: as good as done, a warning, or an error that says why it is not there.
+    pub(crate) fn missing(
+        &self,
+        step: &Step<'_>,
+        dir: &str,
+        error: Error,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        match (step.write.tolerate, step.controller) {
+            (Some(""), _) => Ok(()),
+            (Some(warning), _) => {
+                warnings.push(warning.to_owned());
+                Ok(())
+            }
+            (None, Some(controller)) if step.unified && made_by_systemd(dir) => Err(Error::NotDelegated {
+                path: self.path(),
+                controller: controller.unified_name(),
+                file: step.write.file.clone(),
+            }),
+            // The controller is not enabled down to here: the kernel's reason is worth more than ENOENT.
+            (None, Some(controller)) if step.unified => {
+                Err(why_missing(step.root, dir, controller).unwrap_or(error))
+            }
+            (None, _) => Err(error),
+        }
     }
 
     /// One reading. For many, keep a [`StatReader`].
     pub fn stats(&self) -> Result<Stats, Error> {
         self.stat_reader()?.read()
+    }
+
+    /// Whether processor time is limited by a quota. Not where there is no cpu controller.
+    pub fn has_quota(&self) -> Result<bool, Error> {
+        let (root, file) = match self.hierarchy.home(Controller::Cpu) {
+            Some(Home::V1(root)) => (root, "cpu.cfs_quota_us"),
+            Some(Home::V2(root)) => (root, "cpu.max"),
+            None => return Ok(false),
+        };
+        let text = io::read(root, &self.dir_in(root), file)?;
+        Ok(!text.starts_with("max") && !text.starts_with('-'))
     }
 
     pub fn stat_reader(&self) -> Result<StatReader, Error> {
@@ -210,91 +246,6 @@ impl Cgroup {
         }))
     }
 
-    fn apply_cpu(&self, cpu: &Cpu) -> Result<(), Error> {
-        let bandwidth = Cpu {
-            cpus: None,
-            mems: None,
-            ..cpu.clone()
-        };
-        if bandwidth == Cpu::default() {
-            return Ok(());
-        }
-        match self.need(Controller::Cpu, "cpu")? {
-            Home::V1(root) => v1::apply_cpu(root, &self.dir_in(root), &bandwidth),
-            home @ Home::V2(_) => {
-                self.write_all(Controller::Cpu, &home, v2::cpu(&bandwidth), &mut Vec::new())
-            }
-        }
-    }
-
-    /// Those controllers whose limits are plain lists of writes on both versions.
-    fn apply_lists(&self, limits: &Limits, warnings: &mut Vec<String>) -> Result<(), Error> {
-        if limits.cpu.cpus.is_some() || limits.cpu.mems.is_some() {
-            let home = self.need(Controller::Cpuset, "cpuset")?;
-            self.write_all(Controller::Cpuset, &home, v2::cpuset(&limits.cpu), warnings)?;
-        }
-        if let Some(limit) = limits.pids {
-            match self.need(Controller::Pids, "pids") {
-                // The file is the same on both.
-                Ok(home) => self.write_all(Controller::Pids, &home, v2::pids(limit), warnings)?,
-                Err(_) if limit <= 0 => {}
-                Err(error) => return Err(error),
-            }
-        }
-        if limits.hugepages.iter().any(|(_, bytes)| *bytes != 0)
-            || self.hierarchy.home(Controller::Hugetlb).is_some()
-        {
-            let home = self.need(Controller::Hugetlb, "hugetlb")?;
-            let has = |root: &Root, file: &str| io::exists(root, &self.dir_in(root), file);
-            let writes = match &home {
-                Home::V1(root) => v1::hugepages(&limits.hugepages, |file| has(root, file)),
-                Home::V2(root) => v2::hugepages(&limits.hugepages, |file| has(root, file)),
-            };
-            self.write_all(Controller::Hugetlb, &home, writes, warnings)?;
-        }
-        if limits.block_io != crate::BlockIo::default() {
-            let home = self.need(Controller::Io, "io")?;
-            let has = |root: &Root, file: &str| io::exists(root, &self.dir_in(root), file);
-            let writes = match &home {
-                Home::V1(root) => v1::block_io(&limits.block_io, has(root, "blkio.bfq.weight")),
-                Home::V2(root) => v2::block_io(&limits.block_io, has(root, "io.bfq.weight")),
-            };
-            self.write_all(Controller::Io, &home, writes, warnings)?;
-        }
-        Ok(())
-    }
-
-    fn apply_memory(&self, memory: &Memory, warnings: &mut Vec<String>) -> Result<(), Error> {
-        if *memory == Memory::default() {
-            return Ok(());
-        }
-        let home = self.need(Controller::Memory, "memory")?;
-        if memory.check_before_update {
-            self.check_usage(memory)?;
-        }
-        match home {
-            Home::V1(root) => warnings.extend(v1::apply_memory(root, &self.dir_in(root), memory)?),
-            home @ Home::V2(_) => {
-                let (writes, more) = v2::memory(memory)?;
-                warnings.extend(more);
-                self.write_all(Controller::Memory, &home, writes, warnings)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn check_usage(&self, memory: &Memory) -> Result<(), Error> {
-        let usage = self.stats()?.memory.usage;
-        match memory.limit {
-            Some(limit) if limit > 0 && usage > limit.unsigned_abs() => Err(Error::Limit {
-                field: "memory limit",
-                value: limit.to_string(),
-                problem: "more than that is in use already",
-            }),
-            _ => Ok(()),
-        }
-    }
-
     fn apply_devices(&self, rules: &[crate::DeviceRule]) -> Result<(), Error> {
         match (
             self.hierarchy.home(Controller::Devices),
@@ -308,76 +259,5 @@ impl Cgroup {
                 limit: "devices".into(),
             }),
         }
-    }
-
-    fn apply_unified(&self, file: &str, value: &str, warnings: &mut Vec<String>) -> Result<(), Error> {
-        v2::check_unified(file)?;
-        let unified = self.hierarchy.mounts.unified.as_ref();
-        let prefix = file.split('.').next().unwrap_or_default();
-        let there = unified.filter(|unified| {
-            self.hierarchy.mode() == crate::Mode::Unified
-                || prefix == "cgroup"
-                || unified.controllers.iter().any(|it| it.unified_name() == prefix)
-        });
-        match there {
-            Some(unified) => {
-                // Files such as io.max take one line a write.
-                for line in value.lines().filter(|line| !line.is_empty()) {
-                    io::write(&unified.root, &self.dir_in(&unified.root), file, line)?;
-                }
-                Ok(())
-            }
-            None if file == "memory.oom.group" => {
-                warnings.push("memory.oom.group needs cgroup version 2: left out".into());
-                Ok(())
-            }
-            None => Err(Error::Limit {
-                field: "unified cgroup setting",
-                value: file.to_owned(),
-                problem: "this machine has that controller on cgroup version 1",
-            }),
-        }
-    }
-
-    fn need(&self, controller: Controller, limit: &str) -> Result<Home<'_>, Error> {
-        self.hierarchy
-            .home(controller)
-            .ok_or_else(|| Error::NoController {
-                path: self.path(),
-                controller: controller.legacy_name(),
-                limit: limit.to_owned(),
-            })
-    }
-
-    fn write_all(
-        &self,
-        controller: Controller,
-        home: &Home<'_>,
-        writes: Vec<Write>,
-        warnings: &mut Vec<String>,
-    ) -> Result<(), Error> {
-        let (Home::V1(root) | Home::V2(root)) = home;
-        let dir = self.dir_in(root);
-        for write in writes {
-            match io::write(root, &dir, &write.file, &write.value) {
-                Ok(()) => {}
-                Err(error) if error.is_gone() && io::exists(root, "", &dir) => match (write.tolerate, home) {
-                    (Some(""), _) => {}
-                    (Some(warning), _) => warnings.push(warning.to_owned()),
-                    (None, Home::V2(_)) if made_by_systemd(&dir) => {
-                        return Err(Error::NotDelegated {
-                            path: self.path(),
-                            controller: controller.unified_name(),
-                            file: write.file,
-                        });
-                    }
-                    // The controller is not enabled down to here: the kernel's reason is worth more than ENOENT.
-                    (None, Home::V2(_)) => return Err(why_missing(root, &dir, controller).unwrap_or(error)),
-                    (None, Home::V1(_)) => return Err(error),
-                },
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
     }
 }

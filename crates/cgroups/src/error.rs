@@ -43,6 +43,20 @@ pub enum Error {
         controller: &'static str,
         limit: String,
     },
+    /// Of version 2: the file of a limit is not there because a cgroup above does not hand its controller down.
+    #[error(
+        "{path} does not have the {controller} controller, because {by} does not hand it down \
+         (cgroup.subtree_control)"
+    )]
+    NotHandedDown {
+        path: String,
+        controller: &'static str,
+        by: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{limit} is too little for {file}: {usage} bytes are in use and cannot be given up")]
+    InUse { file: String, limit: u64, usage: u64 },
     #[error(
         "systemd has not given {path} the {controller} controller, which {file} needs: see `DisableControllers=` of the \
          slices above it, and whether the kernel has the controller"
@@ -105,6 +119,7 @@ impl Error {
             | Self::Open { source, .. }
             | Self::Read { source, .. }
             | Self::Write { source, .. }
+            | Self::NotHandedDown { source, .. }
             | Self::DeviceFilter { source, .. }
             | Self::Signal { source, .. }
             | Self::Remove { source, .. }
@@ -117,5 +132,16 @@ impl Error {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         matches!(self.errno(), Some(libc::ENOENT | libc::ENODEV))
+            && !matches!(self, Self::NotHandedDown { .. })
+    }
+
+    /// The file of the kernel's that an error is about.
+    #[must_use]
+    pub fn file(&self) -> Option<&str> {
+        match self {
+            Self::Open { file, .. } | Self::Read { file, .. } | Self::Write { file, .. } => Some(file),
+            Self::Parse { file, .. } | Self::InUse { file, .. } => Some(file),
+            _ => None,
+        }
     }
 }

@@ -20,6 +20,9 @@ pub enum Mode {
     Legacy,
 }
 
+/// Where a daemon goes that is in the way of its pods.
+const ASIDE: &str = "daemon";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Controller {
     Cpu,
@@ -29,6 +32,8 @@ pub enum Controller {
     Pids,
     Io,
     Hugetlb,
+    Rdma,
+    Misc,
     Devices,
     Freezer,
 }
@@ -52,12 +57,19 @@ impl Controller {
             Self::Pids => "pids",
             Self::Io => "io",
             Self::Hugetlb => "hugetlb",
+            Self::Rdma => "rdma",
+            Self::Misc => "misc",
             Self::Devices => "devices",
             Self::Freezer => "freezer",
         }
     }
 
-    pub(crate) const ALL: [Self; 9] = [
+    /// The controller of files that begin with `prefix`, where version 2 has it.
+    pub(crate) fn of_unified(prefix: &str) -> Option<Self> {
+        Self::UNIFIED.into_iter().find(|it| it.unified_name() == prefix)
+    }
+
+    pub(crate) const ALL: [Self; 11] = [
         Self::Cpu,
         Self::Cpuacct,
         Self::Cpuset,
@@ -65,17 +77,21 @@ impl Controller {
         Self::Pids,
         Self::Io,
         Self::Hugetlb,
+        Self::Rdma,
+        Self::Misc,
         Self::Devices,
         Self::Freezer,
     ];
     /// Those that are worth enabling on version 2.
-    const UNIFIED: [Self; 6] = [
+    const UNIFIED: [Self; 8] = [
         Self::Cpu,
         Self::Cpuset,
         Self::Memory,
         Self::Pids,
         Self::Io,
         Self::Hugetlb,
+        Self::Rdma,
+        Self::Misc,
     ];
 }
 
@@ -264,6 +280,37 @@ impl Hierarchy {
             .ok_or(Error::Parse { file, text })
     }
 
+    /// Moves the calling process out of the way of `path`, into a cgroup `daemon` beside it, and says where it is now; `None`:
+    /// it is not in the way.
+    ///
+    /// On version 2 a cgroup that holds processes hands no controller down (cgroup-v2.rst, "No Internal Process
+    /// Constraint"), unless it is the machine's root. A service whose pods are to live in the cgroup that was delegated to
+    /// it is in the way of its own pods.
+    pub fn step_aside(&self, path: &str) -> Result<Option<String>, Error> {
+        let Some(unified) = self
+            .mounts
+            .unified
+            .as_ref()
+            .filter(|_| self.mode() == Mode::Unified)
+        else {
+            return Ok(None);
+        };
+        let own = path::relative(&self.of_process(None)?)?;
+        let wanted = path::relative(path)?;
+        let below = own.is_empty()
+            || wanted
+                .strip_prefix(&own)
+                .is_some_and(|rest| rest.starts_with('/'));
+        // The machine's root has no type; that of a cgroup namespace has.
+        if !below || !io::exists(&unified.root, &own, "cgroup.type") {
+            return Ok(None);
+        }
+        let slash = if own.is_empty() { "" } else { "/" };
+        let aside = self.create(&format!("{slash}{own}/{ASIDE}"))?;
+        aside.join_self()?;
+        Ok(Some(aside.path()))
+    }
+
     /// The hierarchy that says who is in a cgroup: the unified one, or the freezer, or whichever is there.
     pub(crate) fn tracking(&self) -> &Root {
         match &self.mounts.unified {
@@ -375,10 +422,17 @@ fn enable_along(unified: &Unified, dir: &str) -> Result<(), Error> {
         let systemds = is_systemds(parent, dir);
         let missing: Vec<_> = missing
             .iter()
-            .filter(|it| !systemds || ***it == Controller::Hugetlb)
+            .filter(|it| {
+                !systemds || matches!(***it, Controller::Hugetlb | Controller::Rdma | Controller::Misc)
+            })
             .collect();
         if missing.is_empty() {
             continue;
+        }
+        // It would hand down threaded controllers (cpu, cpuset, pids) at the price of becoming a threaded domain, below
+        // which no cgroup can hold a process.
+        if holds_processes(&unified.root, parent) {
+            return Ok(());
         }
         let all: String = missing
             .iter()
@@ -392,6 +446,12 @@ fn enable_along(unified: &Unified, dir: &str) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Whether a cgroup other than the machine's root, which alone has no type, holds processes of its own.
+fn holds_processes(root: &Root, dir: &str) -> bool {
+    io::exists(root, dir, "cgroup.type")
+        && io::read(root, dir, "cgroup.procs").is_ok_and(|text| !text.trim().is_empty())
 }
 
 /// Whether `parent`, on the way to `dir`, is managed by systemd: a slice, or the root above one. A scope or a service is
@@ -410,17 +470,32 @@ pub(crate) fn made_by_systemd(dir: &str) -> bool {
         .is_some_and(|(parent, name)| name.ends_with(".scope") && parent.ends_with(".slice"))
 }
 
-/// Why `controller` is not in `dir`, as the kernel's answer to one more attempt to enable it.
+/// Why `controller` is not in `dir`: the kernel's answer to one more attempt to enable it, at the place where it is not
+/// handed down.
 pub(crate) fn why_missing(root: &Root, dir: &str, controller: Controller) -> Option<Error> {
     let parents = std::iter::once("").chain(dir.match_indices('/').map(|(at, _)| &dir[..at]));
     let value = format!("+{}", controller.unified_name());
-    let mut last = None;
+    let not_delegated = |parent: &str, source| Error::NotHandedDown {
+        path: io::name(root, dir, ""),
+        controller: controller.unified_name(),
+        by: io::name(root, parent, ""),
+        source,
+    };
     for parent in parents {
-        last = io::write(root, parent, "cgroup.subtree_control", &value)
-            .err()
-            .or(last);
+        if holds_processes(root, parent) {
+            return Some(not_delegated(parent, Errno::BUSY.into()));
+        }
+        let (errno, source) = match io::write(root, parent, "cgroup.subtree_control", &value) {
+            Ok(()) => continue,
+            Err(Error::Write { source, .. } | Error::Open { source, .. }) => (source.raw_os_error(), source),
+            Err(_) => return None,
+        };
+        // ENOENT: it was not handed down to the parent either, whose own parent said why.
+        if errno != Some(libc::ENOENT) || parent.is_empty() {
+            return Some(not_delegated(parent, source));
+        }
     }
-    last
+    None
 }
 
 /// A new version 1 cpuset is empty and takes no process: give each along the path its parent's.

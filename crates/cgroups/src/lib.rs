@@ -24,6 +24,8 @@
 //! let join = cgroup.join_fds()?;                             // version 1: the child writes "0" to each
 //! // ... clone; then, at the exec barrier, what must not be charged with the launcher's own work:
 //! cgroup.apply(&limits, Stage::Barrier)?;                    // memory, the device filter
+//! let plan = cgroup.plan(&limits)?;                          // later: an update, whole or not at all
+//! cgroup.carry_out(&plan).map_err(|refused| refused.error)?;
 //! let stats = cgroup.stat_reader()?;                         // open descriptors: reading is a few preads
 //! let detail = cgroup.detail();                              // what is asked for less often: opened each time
 //! let watch = cgroup.watch_empty()?;                         // poll for POLLPRI: the last process has gone
@@ -50,8 +52,11 @@ mod mountinfo;
 mod oci;
 mod oom;
 mod path;
+mod plan;
 mod stats;
+mod steps;
 pub mod systemd;
+mod undo;
 mod v1;
 mod v2;
 
@@ -63,6 +68,7 @@ pub use hierarchy::{Controller, Hierarchy, Mode};
 pub use limits::{BlockIo, Cpu, Limits, Memory, Stage, Throttle};
 pub use oom::OomWatch;
 pub use path::{slice_of_parent, slice_path, systemd_scope_path};
+pub use plan::{Change, Plan, Refused};
 pub use stats::{
     CpuStat, Detail, HugetlbStat, IoStat, MemoryStat, PidsStat, Pressure, Pressures, Stall, StatReader, Stats,
 };

@@ -164,6 +164,10 @@ pub(crate) fn check_unified(name: &str) -> Result<(), Error> {
     if name.contains(['/', '\0', '\n']) || !name.contains('.') || name.starts_with('.') {
         return refuse("it is not the name of a cgroup file");
     }
+    // These do something, or wait for it, instead of holding a value.
+    if name.ends_with(".pressure") || name.ends_with(".peak") || name == "memory.reclaim" {
+        return refuse("it is not a setting");
+    }
     if name.starts_with("cgroup.") && name != "cgroup.max.depth" && name != "cgroup.max.descendants" {
         return refuse("files of the core that are not limits cannot be set");
     }
@@ -265,6 +269,9 @@ mod tests {
         for bad in [
             "cgroup.procs",
             "cgroup.kill",
+            "cpu.pressure",
+            "memory.reclaim",
+            "memory.peak",
             "../memory.max",
             "a/b.c",
             "memory",

@@ -2,10 +2,6 @@
 
 use tonic::Status;
 
-pub fn update(call: &str) -> Status {
-    Status::unimplemented(format!("{call}: this release cannot change limits of what runs"))
-}
-
 pub fn checkpoint(call: &str) -> Status {
     Status::unimplemented(format!(
         "{call}: restoring archives that somebody else made is where container escapes come from; it is left out"

@@ -6,7 +6,7 @@ use std::time::Duration;
 use holdfast_images::Images;
 use holdfast_model::{
     CgroupDriver, ContainerId, ContainerRecord, ContainerSpec, ContainerState, Invalid, NamespaceMode,
-    SandboxId, SandboxRecord, SandboxSpec, SandboxState, SecurityProfile, SelinuxLabels,
+    Resources, SandboxId, SandboxRecord, SandboxSpec, SandboxState, SecurityProfile, SelinuxLabels,
 };
 use holdfast_network::{Network, NetworkStatus};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::cdi::{self, CdiStatus};
 use crate::lsm::{AppArmor, selinux};
 use crate::meter::{ContainerUsage, PodMetrics, PodUsage};
-use crate::pod::{Birth, Command, Pod};
+use crate::pod::{Birth, Command, Pod, PodResources};
 use crate::recover;
 use crate::shared::{Shared, new_sandbox_id, now};
 use crate::spec::HostFacts;
@@ -143,7 +143,12 @@ impl Engine {
 
     fn new_record(&self, id: SandboxId, spec: SandboxSpec, handler: &str) -> Result<SandboxRecord, Error> {
         let shared = self.shared();
-        let cgroup = parent_cgroup(&shared.config, &spec)?;
+        let parent = parent_cgroup(&shared.config, &spec)?;
+        // One of its own, so that it can be limited and measured as a whole.
+        let cgroup = match shared.config.cgroup_driver {
+            CgroupDriver::Cgroupfs if parent == shared.config.default_cgroup => format!("{parent}/{id}"),
+            _ => parent,
+        };
         let exists = shared.hierarchy.exists(&cgroup);
         let exists = exists.map_err(|source| Error::Cgroup {
             step: "search",
@@ -181,6 +186,7 @@ impl Engine {
             network: None,
             ips: Vec::new(),
             selinux,
+            undo: None,
             spec,
         })
     }
@@ -333,6 +339,38 @@ impl Engine {
         let (mailbox, id) = (self.mailbox(&record.sandbox)?, record.id);
         ask(&mailbox, &record.sandbox, |reply| Command::ReopenLog {
             id,
+            reply,
+        })
+        .await
+    }
+
+    /// Changes limits of a created or running container: all of them or none. What the update leaves out stays.
+    pub async fn update_container(&self, id: &str, resources: Resources) -> Result<(), Error> {
+        resources.validate("linux")?;
+        let record = self.container(id)?;
+        let (mailbox, id) = (self.mailbox(&record.sandbox)?, record.id);
+        let resources = Box::new(resources);
+        ask(&mailbox, &record.sandbox, |reply| Command::UpdateContainer {
+            id,
+            resources,
+            reply,
+        })
+        .await
+    }
+
+    /// Changes the limits of a ready pod's own cgroup, all of them or none, to what its containers (`resources`) and the
+    /// pod itself (`overhead`) may use together. One that is left out stays.
+    pub async fn update_pod(
+        &self,
+        id: &str,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<(), Error> {
+        let record = self.sandbox(id)?;
+        let mailbox = self.mailbox(&record.id)?;
+        let resources = Box::new(PodResources { overhead, resources });
+        ask(&mailbox, &record.id, |reply| Command::UpdatePod {
+            resources,
             reply,
         })
         .await

@@ -70,6 +70,8 @@ pub enum Error {
         #[source]
         source: Box<holdfast_network::Error>,
     },
+    #[error("setting the node's pod ranges")]
+    PodRanges(#[source] Box<holdfast_network::Error>),
     #[error("{step} of {id}")]
     Monitor {
         step: &'static str,
@@ -90,6 +92,24 @@ pub enum Error {
         id: String,
         #[source]
         source: Box<crate::systemd::BusError>,
+    },
+    /// Limits were not changed. Everything is as it was but for what could not be put back.
+    #[error("{field} of {what} {id} cannot be changed{}", and_left(.left))]
+    Update {
+        what: &'static str,
+        id: String,
+        /// As CRI spells it.
+        field: String,
+        left: Vec<String>,
+        kind: Kind,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("cgroup {cgroup} of pod {id} cannot be limited: {reason}")]
+    SharedCgroup {
+        id: String,
+        cgroup: String,
+        reason: String,
     },
     #[error("record of {id}")]
     Record {
@@ -143,9 +163,12 @@ impl Error {
             Self::NotFound { .. } | Self::NoImage { .. } => Kind::NotFound,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Invalid(_) | Self::Ambiguous { .. } | Self::UnknownHandler { .. } => Kind::Invalid,
-            Self::State { .. } | Self::Illegal { .. } | Self::Cdi { .. } => Kind::Precondition,
+            Self::State { .. } | Self::Illegal { .. } | Self::Cdi { .. } | Self::SharedCgroup { .. } => {
+                Kind::Precondition
+            }
+            Self::Update { kind, .. } => *kind,
             Self::Monitor { source, .. } => monitor_kind(source),
-            Self::Network { source, .. } => network_kind(source),
+            Self::Network { source, .. } | Self::PodRanges(source) => network_kind(source),
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Deadline { .. } => Kind::DeadlineExceeded,
             Self::Busy { .. } | Self::CutOff { .. } | Self::NoConnection { .. } => Kind::Unavailable,
@@ -158,6 +181,22 @@ impl Error {
             | Self::Incomplete { .. }
             | Self::Internal { .. } => Kind::Internal,
         }
+    }
+
+    /// Adds what an update that failed has left changed.
+    pub(crate) fn with_left(mut self, more: Vec<String>) -> Self {
+        match &mut self {
+            Self::Update { left, .. } => left.extend(more),
+            _ if more.is_empty() => {}
+            _ => {
+                let what = format!("{}; could not be put back: {}", self.chain(), more.join("; "));
+                return Self::Shared {
+                    kind: self.kind(),
+                    message: what,
+                };
+            }
+        }
+        self
     }
 
     /// The whole chain of causes in one line.
@@ -206,6 +245,14 @@ impl Error {
             id,
             source: Box::new(source),
         }
+    }
+}
+
+fn and_left(left: &[String]) -> String {
+    if left.is_empty() {
+        ", and nothing was".into()
+    } else {
+        format!("; could not be put back: {}", left.join("; "))
     }
 }
 

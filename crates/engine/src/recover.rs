@@ -35,6 +35,18 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
             path: "the hierarchies".into(),
             source: Box::new(source),
         })?;
+        let by_us = config.cgroup_driver == holdfast_model::CgroupDriver::Cgroupfs;
+        let own = [&config.default_cgroup, &config.monitor_cgroup].into_iter();
+        for cgroup in own.filter(|_| by_us) {
+            let moved = hierarchy.step_aside(cgroup).map_err(|source| Error::Cgroup {
+                step: "leaving the way",
+                path: cgroup.clone(),
+                source: Box::new(source),
+            })?;
+            if let Some(now) = moved {
+                info!("the daemon has moved to the cgroup {now}, so that pods can be made beside it");
+            }
+        }
         make_state(&config)?;
         let facts = lookup::host_facts(&hierarchy, &config);
         let cdi = Cdi::open(config.cdi_dirs.clone());

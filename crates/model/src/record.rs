@@ -44,6 +44,9 @@ pub struct SandboxRecord {
     /// What the pod's containers are labelled with where they ask for nothing else.
     #[serde(default)]
     pub selinux: SelinuxLabels,
+    /// How an update of the pod's limits that is under way is taken back, as the `cgroups` crate wrote it.
+    #[serde(default)]
+    pub undo: Option<serde_json::Value>,
 }
 
 impl SandboxRecord {
@@ -232,6 +235,9 @@ pub struct ContainerRecord {
     /// Ids of the images that are mounted, one for each of the spec's mounts (empty for others); empty where no image is.
     #[serde(default)]
     pub mount_images: Vec<String>,
+    /// How an update of its limits that is under way is taken back, as the `cgroups` crate wrote it.
+    #[serde(default)]
+    pub undo: Option<serde_json::Value>,
 }
 
 impl ContainerRecord {

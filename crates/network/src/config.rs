@@ -17,6 +17,9 @@ pub struct Config {
     pub cni_conf_dir: PathBuf,
     /// Directories searched for plugins, in order. `/opt/cni/bin`, `/usr/lib/cni`.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// A Go template of a CNI configuration: filled in with the node's pod ranges when the kubelet hands them down, and
+    /// written into `cni_conf_dir`. Until then there is no network.
+    pub cni_conf_template: Option<PathBuf>,
     /// Deadline of one plugin call; the plugin's process group is killed when it passes.
     pub cni_timeout: Duration,
     /// The built-in network, used while there is no CNI configuration.
@@ -35,6 +38,7 @@ impl Config {
         Self {
             cni_conf_dir: PathBuf::from("/etc/cni/net.d"),
             cni_bin_dirs: vec![PathBuf::from("/opt/cni/bin"), PathBuf::from("/usr/lib/cni")],
+            cni_conf_template: None,
             cni_timeout: Duration::from_secs(60),
             bridge: BridgeConfig::default(),
             root: root.into(),

@@ -1,6 +1,7 @@
 //! The face of the crate: picks the built-in network or CNI for a pod, and remembers which it was.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::Mutex as AsyncMutex;
@@ -8,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::bridge::{self, Bridge};
 use crate::cni::{self, Selected};
-use crate::config::Config;
+use crate::config::{Config, Subnet};
 use crate::record::{Backend, Book, Phase, PodRecord};
 use crate::retry::Retry;
 use crate::types::{NetResult, NetworkStatus, PodNetwork, Reconciled};
@@ -24,6 +25,8 @@ pub(crate) struct Shared {
     book: Arc<Book>,
     bridge: bridge::Handle,
     cni: Arc<cni::Loader>,
+    /// Directory of the CNI configuration and its template.
+    template: Option<(PathBuf, PathBuf)>,
     executor: cni::Executor,
     locks: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
     retry: Retry,
@@ -42,6 +45,7 @@ impl Network {
         let Config {
             cni_conf_dir,
             cni_bin_dirs,
+            cni_conf_template,
             cni_timeout,
             bridge,
             root,
@@ -51,11 +55,14 @@ impl Network {
         let book = Arc::new(Book::open(&root)?);
         let bridge = Bridge::spawn(bridge, &root, Arc::clone(&book))?;
         let executor = cni::Executor::new(cni_bin_dirs, cni_timeout);
-        let cni = cni::Loader::start(cni_conf_dir, executor.clone())?;
+        let places = cni_conf_template.map(|template| (cni_conf_dir.clone(), template));
+        let template = places.as_ref().map(|(_, template)| template.clone());
+        let cni = cni::Loader::start(cni_conf_dir, template, executor.clone())?;
         let shared = Arc::new_cyclic(|weak: &Weak<Shared>| Shared {
             book,
             bridge,
             cni,
+            template: places,
             executor,
             locks: Mutex::default(),
             retry: Retry::start(weak.clone()),
@@ -114,6 +121,21 @@ impl Network {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The node's pod ranges from the kubelet: at most one of each family, the primary one first. The built-in network gives
+    /// new pods addresses from them, now and after a restart; pods that there are keep theirs. Where there is a template of a
+    /// CNI configuration it is filled in and written, unless there is a usable configuration of somebody else's.
+    pub async fn set_pod_ranges(&self, ranges: Vec<Subnet>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move { shared.set_pod_ranges(ranges).await })
+            .await
+            .map_err(|_| Error::Stopped)?
+    }
+
+    /// What the kubelet has handed down last; empty: nothing.
+    pub async fn pod_ranges(&self) -> Result<Vec<Subnet>> {
+        self.shared.bridge.call(|bridge| bridge.given()).await
     }
 
     /// What a pod got, from memory; absent while it is being set up or taken down.
@@ -253,7 +275,33 @@ impl Shared {
         }
     }
 
+    async fn set_pod_ranges(&self, ranges: Vec<Subnet>) -> Result<()> {
+        let given = ranges.clone();
+        if self.bridge.call(move |bridge| bridge.give(&given)).await?? {
+            info!(?ranges, "the kubelet has handed down the node's pod ranges");
+        }
+        let Some((dir, template)) = self.template.clone() else {
+            return Ok(());
+        };
+        let written = tokio::task::spawn_blocking(move || cni::write(&dir, &template, &ranges));
+        match written.await.map_err(|_| Error::Stopped)?? {
+            cni::Written::File(path) => info!(path = %path.display(), "cni configuration written"),
+            cni::Written::Unchanged(_) => {}
+            cni::Written::LeftTo(path) => {
+                info!(path = %path.display(), "there is a cni configuration: none is made from the template");
+            }
+        }
+        Ok(())
+    }
+
     async fn reconcile(self: Arc<Self>, live: &BTreeSet<String>) -> Result<Reconciled> {
+        // The configuration of an earlier run may have been removed since.
+        if let (Some(_), Ok(ranges)) = (&self.template, self.bridge.call(|bridge| bridge.given()).await)
+            && !ranges.is_empty()
+            && let Err(error) = self.set_pod_ranges(ranges).await
+        {
+            warn!(error = error.chain(), "no cni configuration could be written");
+        }
         let mut done = Reconciled::default();
         let mut dead = Vec::new();
         for record in self.book.all() {

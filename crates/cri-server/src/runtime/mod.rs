@@ -22,6 +22,8 @@ mod start_container;
 mod status;
 mod stop_container;
 mod stop_pod_sandbox;
+mod update_container_resources;
+mod update_pod_sandbox_resources;
 mod update_runtime_config;
 mod version;
 
@@ -87,8 +89,8 @@ impl RuntimeService for RuntimeCalls {
         &self,
         request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Reply<v1::UpdateRuntimeConfigResponse> {
-        let work = async { update_runtime_config::call(&self.0, request.into_inner()) };
-        call::run("UpdateRuntimeConfig", "", Some(call::READ), work).await
+        let work = update_runtime_config::call(&self.0, request.into_inner());
+        call::run("UpdateRuntimeConfig", "", Some(call::CHANGE), work).await
     }
 
     async fn run_pod_sandbox(
@@ -275,16 +277,22 @@ impl RuntimeService for RuntimeCalls {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Reply<v1::UpdatePodSandboxResourcesResponse> {
-        Err(unbuilt::update("UpdatePodSandboxResources"))
+        let request = request.into_inner();
+        let subject = request.pod_sandbox_id.clone();
+        let work = update_pod_sandbox_resources::call(&self.0, request);
+        call::run("UpdatePodSandboxResources", &subject, Some(call::CHANGE), work).await
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Reply<v1::UpdateContainerResourcesResponse> {
-        Err(unbuilt::update("UpdateContainerResources"))
+        let request = request.into_inner();
+        let subject = request.container_id.clone();
+        let work = update_container_resources::call(&self.0, request);
+        call::run("UpdateContainerResources", &subject, Some(call::CHANGE), work).await
     }
 
     async fn exec(&self, request: Request<v1::ExecRequest>) -> Reply<v1::ExecResponse> {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_model::{ContainerEvent, ContainerId, ContainerRecord, ContainerState, Illegal};
+use holdfast_model::{ContainerEvent, ContainerId, ContainerRecord, ContainerState, Illegal, Resources};
 use holdfast_monitor_api::ContainerDescriptors;
 use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::update::Queue;
 use crate::Error;
 use crate::config::bounds;
 use crate::waiters::{Reply, Waiters};
@@ -34,6 +35,8 @@ pub(super) struct Container {
     pub template: Option<Arc<Template>>,
     /// Clients that are told when it ends.
     pub attached: Vec<oneshot::Sender<i32>>,
+    /// New limits that are to be set.
+    pub updates: Queue<Resources>,
 }
 
 /// What every exec in a container starts from.
@@ -71,6 +74,7 @@ impl Container {
             removal_running: false,
             template: None,
             attached: Vec::new(),
+            updates: Queue::default(),
         }
     }
 
@@ -223,6 +227,7 @@ mod tests {
             oci_spec: String::new(),
             snapshot_owed: true,
             mount_images: Vec::new(),
+            undo: None,
         }))
     }
 

@@ -46,6 +46,8 @@ impl Pod {
                 Err(error) => drop(reply.send(Err(error))),
             },
             Command::ReopenLog { id, reply } => self.reopen_log(id, reply),
+            Command::UpdateContainer { id, resources, reply } => self.update_container(id, *resources, reply),
+            Command::UpdatePod { resources, reply } => self.update_pod(*resources, reply),
             other => self.on_stream_command(other),
         }
     }
@@ -192,6 +194,7 @@ impl Pod {
             oci_spec: String::new(),
             snapshot_owed: true,
             mount_images: Vec::new(),
+            undo: None,
             spec: wanted,
         });
         let plan = create::Plan {
@@ -496,7 +499,7 @@ impl Pod {
         let Some(container) = self.containers.get_mut(&id) else {
             return;
         };
-        if container.creating.is_some() || container.starting.is_some() {
+        if container.creating.is_some() || container.starting.is_some() || container.updates.running {
             return;
         }
         if container.live() {

@@ -17,6 +17,7 @@ mod container;
 mod containers;
 mod create;
 mod files;
+mod limits;
 mod link;
 mod owner;
 mod reconcile;
@@ -25,13 +26,14 @@ mod run;
 mod scope;
 mod stop;
 mod streams;
+mod update;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_model::{ContainerId, ContainerSpec, SandboxId, SandboxRecord, SandboxSpec};
+use holdfast_model::{ContainerId, ContainerSpec, Resources, SandboxId, SandboxRecord, SandboxSpec};
 use holdfast_monitor_api::Sockets;
 use holdfast_monitor_api::message::{ContainerStarted, Exit};
 
@@ -39,6 +41,7 @@ use crate::shared::Shared;
 use crate::waiters::Reply;
 use crate::{Error, ExecOutput, ExecRequest, StreamRequest, Streams, Wanted};
 
+pub(crate) use limits::PodResources;
 pub(crate) use owner::{Birth, Pod};
 pub(crate) use recover::forsaken;
 pub(crate) use stop::sweep_one;
@@ -72,6 +75,15 @@ pub(crate) enum Command {
     },
     RemoveContainer {
         id: ContainerId,
+        reply: Reply<()>,
+    },
+    UpdateContainer {
+        id: ContainerId,
+        resources: Box<Resources>,
+        reply: Reply<()>,
+    },
+    UpdatePod {
+        resources: Box<PodResources>,
         reply: Reply<()>,
     },
     Exec {
@@ -116,6 +128,8 @@ impl Command {
             | Self::StartContainer { reply, .. }
             | Self::StopContainer { reply, .. }
             | Self::RemoveContainer { reply, .. }
+            | Self::UpdateContainer { reply, .. }
+            | Self::UpdatePod { reply, .. }
             | Self::ReopenLog { reply, .. }
             | Self::Reexec { reply } => drop(reply.send(Err(error))),
         }
@@ -133,6 +147,8 @@ enum Done {
     /// A signal could not be delivered.
     SignalFailed(ContainerId, Error),
     ContainerRemoved(ContainerId, Vec<String>),
+    UpdatePlanned(Box<limits::Update>, Result<(), Error>),
+    Updated(Box<limits::Update>, Result<(), Error>),
     /// The last write end of a container's stdin, which an attach that failed had taken.
     StdinBack(ContainerId, OwnedFd),
     SandboxStopped(Vec<String>),

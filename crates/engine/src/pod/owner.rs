@@ -15,7 +15,9 @@ use tracing::{debug, error, info, warn};
 
 use super::announce::Told;
 use super::container::Container;
+use super::limits::PodResources;
 use super::link::{self, Estate, Link, Orphan};
+use super::update::Queue;
 use super::{Command, Context, Done, recover, run, stop, title};
 use crate::config::bounds;
 use crate::shared::Shared;
@@ -49,7 +51,7 @@ pub(crate) struct Pod {
     pub(super) parked: Vec<Command>,
     inbox: mpsc::Receiver<Command>,
     creating: Option<Waiters<SandboxId>>,
-    unclaimed_until: Option<Instant>,
+    pub(super) unclaimed_until: Option<Instant>,
     /// A stop is wanted.
     stop: Option<Waiters<()>>,
     stop_running: bool,
@@ -60,6 +62,7 @@ pub(crate) struct Pod {
     relinking: bool,
     finished: bool,
     pub(super) told: Told,
+    pub(super) updates: Queue<PodResources>,
 }
 
 pub(super) struct Retry {
@@ -108,6 +111,7 @@ impl Pod {
             relinking: false,
             finished: false,
             told: Told::default(),
+            updates: Queue::default(),
         };
         match birth {
             Birth::New { reply } => {
@@ -342,6 +346,8 @@ impl Pod {
             }
             Done::SandboxStopped(failures) => self.stopped(failures).await,
             Done::SandboxRemoved(failures) => self.removed(failures),
+            Done::UpdatePlanned(update, outcome) => self.update_planned(update, outcome).await,
+            Done::Updated(update, outcome) => self.updated(update, outcome).await,
             Done::Nothing => {}
             other => self.on_container_done(other).await,
         }
@@ -556,8 +562,9 @@ impl Pod {
                 || container.creating.is_some()
                 || container.starting.is_some()
                 || container.removal_running
+                || container.updates.running
         };
-        if self.containers.values().any(busy) {
+        if self.updates.running || self.containers.values().any(busy) {
             return;
         }
         self.stop_running = true;

@@ -71,6 +71,18 @@ async fn tell(
     .await
 }
 
+/// An update, which is in the files already: systemd is told of it, and the files, which it then writes anew, are given it
+/// again.
+pub(super) async fn updated(
+    context: &Context,
+    unit: &str,
+    path: String,
+    limits: &Limits,
+) -> Result<(), Error> {
+    let properties = wanted(limits, Stage::All, context.shared.hierarchy.mode())?;
+    tell(context, (unit, path), properties, limits).await
+}
+
 /// What the container's spec limits, after adjustment.
 pub(super) fn limits(spec: &Spec) -> Result<Limits, Error> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());

@@ -50,6 +50,7 @@ fn case() -> Case {
             cgroup: "/holdfast".into(),
             cgroup_driver: holdfast_model::CgroupDriver::Cgroupfs,
             cgroup_made: false,
+            undo: None,
             hostname: "web-0".into(),
             pause_pid: Some(7),
             monitor_pid: Some(6),

@@ -122,6 +122,7 @@ pub struct Registry {
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
     pub cni_conf_dir: Option<PathBuf>,
+    pub cni_conf_template: Option<PathBuf>,
     pub cni_bin_dirs: Option<Vec<PathBuf>>,
     /// Limit of one plugin call.
     pub cni_timeout: Option<String>,

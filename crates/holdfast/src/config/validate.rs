@@ -418,6 +418,9 @@ impl Check<'_> {
         if let Some(dir) = raw.cni_conf_dir {
             config.cni_conf_dir = self.absolute("network.cni_conf_dir", dir)?;
         }
+        if let Some(file) = raw.cni_conf_template {
+            config.cni_conf_template = Some(self.absolute("network.cni_conf_template", file)?);
+        }
         if let Some(dirs) = raw.cni_bin_dirs {
             config.cni_bin_dirs = dirs
                 .into_iter()

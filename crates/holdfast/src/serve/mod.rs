@@ -137,6 +137,7 @@ fn node(config: &Config) -> Node {
             "cdiSpecDirs": config.engine.cdi_dirs,
             "certsDirs": config.registry.certs_d,
             "cniConfDir": config.network.cni_conf_dir,
+            "cniConfTemplate": config.network.cni_conf_template,
             "cniBinDirs": config.network.cni_bin_dirs,
             "bridge": config.network.bridge,
             "streaming": { "address": config.streaming.address, "tls": config.streaming.tls.is_some() },

@@ -230,6 +230,13 @@ fn profile(field: &str, profile: Option<&SecurityProfile>, path: bool) -> Result
     }
 }
 
+impl Resources {
+    /// Checks everything that can be checked without looking at the machine. `field`: where CRI has them.
+    pub fn validate(&self, field: &str) -> Result<(), Invalid> {
+        resources(field, self)
+    }
+}
+
 fn cpu_list(field: &str, list: Option<&str>) -> Result<(), Invalid> {
     let Some(list) = list else { return Ok(()) };
     let number = |text: &str| text.trim().parse::<u32>().is_ok();

@@ -90,14 +90,21 @@ pub(crate) struct Firewall {
 }
 
 impl Firewall {
-    pub(crate) fn open(config: &BridgeConfig) -> Result<Self> {
+    /// `subnets`: those in which pods have addresses.
+    pub(crate) fn open(config: &BridgeConfig, subnets: Vec<Subnet>) -> Result<Self> {
         Ok(Self {
             socket: Socket::open(Family::Netfilter)?,
             bridge: config.name.clone(),
-            subnets: config.ipv4.into_iter().chain(config.ipv6).collect(),
+            subnets,
             generation: 0,
             table: None,
         })
+    }
+
+    /// Pods have addresses in these from now on: the table must be built anew before the next pod.
+    pub(crate) fn set_subnets(&mut self, subnets: Vec<Subnet>) {
+        self.subnets = subnets;
+        self.table = None;
     }
 
     /// Two short questions to the kernel, or one; the table is built if it is not there, or is not the one built last.
@@ -210,6 +217,10 @@ impl Firewall {
             );
             let hairpin = from_pods().interface(Meta::OutName, Is::Equal, bridge);
             change.add_rule("postrouting", &hairpin.was_dnat().masquerade());
+        }
+        // Once for each family.
+        let of = |v4: bool| self.subnets.iter().find(|subnet| subnet.addr().is_ipv4() == v4);
+        for subnet in [of(true), of(false)].into_iter().flatten() {
             let [wildcard, by_address] = if subnet.addr().is_ipv4() { [0, 1] } else { [2, 3] };
             for rule in [
                 by_address_rule(subnet, by_address),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use tracing::{info, warn};
 
-use crate::config::BridgeConfig;
+use crate::config::{BridgeConfig, Subnet};
 use crate::netlink::{Batch, Socket, failed};
 use crate::{Error, Result};
 
@@ -17,7 +17,9 @@ pub(crate) struct Standing {
 }
 
 /// Makes the bridge if it is missing, and brings one that is there to what is configured.
-pub(crate) fn raise(socket: &mut Socket, config: &BridgeConfig) -> Result<Standing> {
+///
+/// `earlier`: subnets that pods still have addresses in.
+pub(crate) fn raise(socket: &mut Socket, config: &BridgeConfig, earlier: &[Subnet]) -> Result<Standing> {
     let name = config.name.as_str();
     let found = socket.link(name)?;
     let mtu = match (config.mtu, &found) {
@@ -43,8 +45,10 @@ pub(crate) fn raise(socket: &mut Socket, config: &BridgeConfig) -> Result<Standi
         });
     }
     sysctls(config)?;
-    let subnets: Vec<_> = config.ipv4.into_iter().chain(config.ipv6).collect();
-    let wanted: Vec<_> = subnets.iter().map(|s| (s.gateway(), s.prefix())).collect();
+    let subnets = super::ranges::subnets(config)
+        .into_iter()
+        .chain(earlier.iter().copied());
+    let wanted: Vec<_> = subnets.map(|s| (s.gateway(), s.prefix())).collect();
     let mut batch = Batch::default();
     for (ip, prefix) in socket.addresses(link.index)? {
         let link_local = matches!(ip, std::net::IpAddr::V6(v6) if v6.segments()[0] & 0xffc0 == 0xfe80);

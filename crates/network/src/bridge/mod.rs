@@ -6,13 +6,14 @@
 pub(crate) mod firewall;
 mod host;
 mod pod;
+mod ranges;
 mod slots;
 mod watch;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
@@ -28,6 +29,7 @@ use crate::types::{Dns, Interface, NetResult, POD_INTERFACE, PodNetwork};
 use crate::{Error, Result};
 use firewall::{Firewall, Ports};
 use host::Standing;
+use ranges::Ranges;
 use slots::Slots;
 use watch::Vanishing;
 
@@ -47,15 +49,20 @@ pub(crate) struct BridgeAttachment {
     pub ipv6: Option<Ipv6Addr>,
     /// Name of the host's end.
     pub link: String,
+    /// The address of IPv6 is the primary one.
+    #[serde(default)]
+    pub v6_first: bool,
 }
 
 impl BridgeAttachment {
+    /// The primary one first.
     fn ips(&self) -> Vec<IpAddr> {
-        self.ipv4
-            .map(IpAddr::V4)
-            .into_iter()
-            .chain(self.ipv6.map(IpAddr::V6))
-            .collect()
+        let both = [self.ipv4.map(IpAddr::V4), self.ipv6.map(IpAddr::V6)];
+        let mut ips: Vec<IpAddr> = both.into_iter().flatten().collect();
+        if self.v6_first {
+            ips.reverse();
+        }
+        ips
     }
 
     /// The slots that its addresses are, in today's subnets.
@@ -109,35 +116,41 @@ impl Handle {
 
 /// The owner.
 pub(crate) struct Bridge {
+    /// With the subnets of today.
     config: BridgeConfig,
+    ranges: Ranges,
     book: Arc<Book>,
     socket: Socket,
     firewall: Firewall,
     slots: Slots,
+    /// Where the queue of free addresses stands.
+    rotation: PathBuf,
     standing: Option<Standing>,
     vanishing: Vanishing,
 }
 
 impl Bridge {
     /// Opens the sockets in the caller's namespace and starts the owner's thread.
-    pub(crate) fn spawn(config: BridgeConfig, dir: &Path, book: Arc<Book>) -> Result<Handle> {
+    pub(crate) fn spawn(mut config: BridgeConfig, dir: &Path, book: Arc<Book>) -> Result<Handle> {
         let vanishing = Vanishing::default();
-        let mut used = BTreeSet::new();
         for record in book.all() {
-            if let Backend::Bridge(attachment) = &record.backend {
-                used.extend(attachment.slots(&config));
-                if record.phase == Phase::Draining {
-                    vanishing.expect(&attachment.link, &record.sandbox_id);
-                }
+            if let Backend::Bridge(attachment) = &record.backend
+                && record.phase == Phase::Draining
+            {
+                vanishing.expect(&attachment.link, &record.sandbox_id);
             }
         }
+        let ranges = Ranges::open(&dir.join("ranges"), &mut config, &addresses(&book))?;
+        let rotation = dir.join("rotation");
         let mut bridge = Self {
             socket: Socket::open(Family::Route)?,
-            firewall: Firewall::open(&config)?,
-            slots: Slots::new(config.slots(), used, dir.join("rotation")),
+            firewall: Firewall::open(&config, all_subnets(&config, &ranges))?,
+            slots: Slots::new(config.slots(), used_slots(&book, &config), rotation.clone()),
+            rotation,
             standing: None,
             vanishing: vanishing.clone(),
             config,
+            ranges,
             book,
         };
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
@@ -153,13 +166,38 @@ impl Bridge {
         Ok(Handle { jobs })
     }
 
+    /// The node's pod ranges, as the kubelet handed them down; empty: it has not.
+    pub(crate) fn given(&self) -> Vec<Subnet> {
+        self.ranges.given().to_vec()
+    }
+
+    /// Pods get addresses from these subnets from now on; those that there are keep theirs. `Ok(false)`: they do already.
+    pub(crate) fn give(&mut self, given: &[Subnet]) -> Result<bool> {
+        let known = addresses(&self.book);
+        if !self.ranges.give(given, &mut self.config, &known)? {
+            return Ok(false);
+        }
+        let used = used_slots(&self.book, &self.config);
+        self.slots = Slots::new(self.config.slots(), used, self.rotation.clone());
+        self.firewall.set_subnets(all_subnets(&self.config, &self.ranges));
+        if self.standing.take().is_some()
+            && let Err(error) = self.prepare()
+        {
+            // Settled as it is: the next pod makes it so, or tells why not.
+            warn!(
+                error = error.chain(),
+                "the bridge cannot be given the node's new pod ranges yet"
+            );
+        }
+        Ok(true)
+    }
+
     /// Reserve, record, act; on failure everything is taken back.
     pub(crate) fn attach(&mut self, mut pod: PodNetwork) -> Result<NetResult> {
         self.prepare()?;
         let slot = self.slots.take().ok_or_else(|| Error::NoAddress {
             id: pod.sandbox_id.clone(),
-            subnets: self
-                .subnets()
+            subnets: ranges::subnets(&self.config)
                 .iter()
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
@@ -167,7 +205,7 @@ impl Bridge {
             used: self.slots.used(),
         })?;
         let attachment = self.plan(&pod.sandbox_id, slot);
-        let mac = pod_mac(&attachment, slot);
+        let mac = pod_mac(&attachment);
         let result = describe(&attachment, mac, &self.config.name);
         let mut record = PodRecord::new(&pod, Backend::Bridge(attachment.clone()));
         record.result = Some(result.clone());
@@ -387,13 +425,9 @@ impl Bridge {
         if let Some(standing) = self.standing {
             return Ok(standing);
         }
-        let standing = host::raise(&mut self.socket, &self.config)?;
+        let standing = host::raise(&mut self.socket, &self.config, self.ranges.earlier())?;
         self.standing = Some(standing);
         Ok(standing)
-    }
-
-    fn subnets(&self) -> Vec<Subnet> {
-        self.config.ipv4.into_iter().chain(self.config.ipv6).collect()
     }
 
     fn plan(&self, sandbox_id: &str, slot: u32) -> BridgeAttachment {
@@ -402,17 +436,52 @@ impl Bridge {
             ipv4: at(self.config.ipv4).and_then(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None }),
             ipv6: at(self.config.ipv6).and_then(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None }),
             link: format!("{LINK_PREFIX}{}", sandbox_id.get(..13).unwrap_or(sandbox_id)),
+            v6_first: self.ranges.v6_first(),
         }
     }
 }
 
 /// Follows from the address, so that whoever remembers the address's neighbour entry remembers the right one.
-fn pod_mac(attachment: &BridgeAttachment, slot: u32) -> [u8; 6] {
-    let (kind, low) = match attachment.ipv4 {
-        Some(ip) => (0x58, ip.octets()),
-        None => (0x59, slot.to_be_bytes()),
+fn pod_mac(attachment: &BridgeAttachment) -> [u8; 6] {
+    let (kind, low) = match (attachment.ipv4, attachment.ipv6) {
+        (Some(ip), _) => (0x58, ip.octets()),
+        (None, Some(ip)) => {
+            // All of it counts: the bridge may have pods of two subnets.
+            let bits = u128::from(ip);
+            let fold = (bits >> 96) ^ (bits >> 64) ^ (bits >> 32) ^ bits;
+            (0x59, ((fold & u128::from(u32::MAX)) as u32).to_be_bytes())
+        }
+        (None, None) => (0x59, [0; 4]),
     };
     [0x0a, kind, low[0], low[1], low[2], low[3]]
+}
+
+/// Of all pods on record.
+fn addresses(book: &Book) -> Vec<IpAddr> {
+    let mut out = Vec::new();
+    for record in book.all() {
+        if let Backend::Bridge(attachment) = &record.backend {
+            out.extend(attachment.ips());
+        }
+    }
+    out
+}
+
+fn used_slots(book: &Book, config: &BridgeConfig) -> BTreeSet<u32> {
+    let mut used = BTreeSet::new();
+    for record in book.all() {
+        if let Backend::Bridge(attachment) = &record.backend {
+            used.extend(attachment.slots(config));
+        }
+    }
+    used
+}
+
+/// Of today, and those that pods still live in.
+fn all_subnets(config: &BridgeConfig, ranges: &Ranges) -> Vec<Subnet> {
+    let mut all = ranges::subnets(config);
+    all.extend(ranges.earlier());
+    all
 }
 
 fn describe(attachment: &BridgeAttachment, mac: [u8; 6], bridge: &str) -> NetResult {

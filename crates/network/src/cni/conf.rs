@@ -112,6 +112,26 @@ pub(crate) fn select(dir: &Path) -> Selected {
     }
 }
 
+/// Whether text would do as a configuration at `path`.
+pub(crate) fn check(text: &str, path: &Path) -> Result<(), String> {
+    let value = serde_json::from_str(text).map_err(|e| format!("is not JSON: {e}"))?;
+    let (list, extra) = parse(value, path)?;
+    if list.plugins.is_empty() && extra.is_none() {
+        return Err("has no plugins".into());
+    }
+    Ok(())
+}
+
+/// The configurations of a directory other than `except` that can be used.
+pub(crate) fn usable(dir: &Path, except: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    let others = paths.filter(|path| is_conf(path) && path.file_name().is_some_and(|name| name != except));
+    let mut usable: Vec<PathBuf> = others.filter(|path| load(path).is_ok()).collect();
+    usable.sort();
+    usable
+}
+
 fn is_conf(path: &Path) -> bool {
     path.extension()
         .is_some_and(|e| e == "conf" || e == "conflist" || e == "json")

@@ -24,6 +24,8 @@ const STATUS_AGAIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Loader {
     dir: PathBuf,
+    /// The configuration is written from this, once the kubelet hands down the node's pod ranges.
+    template: Option<PathBuf>,
     executor: Executor,
     state: Mutex<State>,
 }
@@ -41,12 +43,13 @@ type Stamp = (u64, i64, i64);
 
 impl Loader {
     /// Reads the directory and starts to watch it. The watch ends when the loader is dropped.
-    pub(crate) fn start(dir: PathBuf, executor: Executor) -> Result<Arc<Self>> {
-        let (stamp, selected) = (stamp(&dir), conf::select(&dir));
+    pub(crate) fn start(dir: PathBuf, template: Option<PathBuf>, executor: Executor) -> Result<Arc<Self>> {
+        let (stamp, selected) = (stamp(&dir), select(&dir, template.as_deref()));
         announce(&selected);
         let verdict = installed(&executor, &selected);
         let loader = Arc::new(Self {
             dir,
+            template,
             executor,
             state: Mutex::new(State {
                 stamp,
@@ -76,7 +79,7 @@ impl Loader {
 
     fn reload(&self) {
         // The stamp is taken first: a change while the files are read is seen the next time.
-        let (stamp, selected) = (stamp(&self.dir), conf::select(&self.dir));
+        let (stamp, selected) = (stamp(&self.dir), select(&self.dir, self.template.as_deref()));
         let mut state = self.state();
         state.stamp = stamp;
         let same = match (&state.selected, &selected) {
@@ -150,6 +153,18 @@ impl Loader {
                 }
             }
         }
+    }
+}
+
+/// A node whose configuration is still to be written has no network: the built-in one would give its pods addresses that
+/// the cluster does not route.
+fn select(dir: &Path, template: Option<&Path>) -> Selected {
+    match (conf::select(dir), template) {
+        (Selected::Builtin, Some(template)) => Selected::Broken {
+            path: template.into(),
+            reason: "waits for the kubelet to hand down the node's pod ranges (UpdateRuntimeConfig)".into(),
+        },
+        (selected, _) => selected,
     }
 }
 

@@ -7,6 +7,8 @@ mod conf;
 mod exec;
 mod loader;
 mod result;
+mod template;
+mod write;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,6 +24,7 @@ use tracing::debug;
 
 pub(crate) use conf::{NetworkList, Plugin};
 pub(crate) use loader::Loader;
+pub(crate) use write::{Written, write};
 
 use crate::record::PodRecord;
 use crate::types::{NetResult, POD_INTERFACE, PodNetwork};

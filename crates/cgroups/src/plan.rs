@@ -1,0 +1,196 @@
+//! Changing the limits of a cgroup in use: all of them or none.
+//!
+//! [`Cgroup::plan`] looks at every file that is to change and writes nothing; what it returns can be stored, so that even
+//! an update that was cut off in the middle can be taken back. [`Cgroup::carry_out`] writes, and on a failure puts back
+//! what it had written, last change first: every state on the way back is one that the kernel has accepted before.
+
+use crate::io::{self, Root};
+use crate::limits::{Limits, Stage};
+use crate::steps::{Step, Steps};
+use crate::{Cgroup, Error, undo};
+use serde::{Deserialize, Serialize};
+
+const MEMORY_MAX: &str = "memory.max";
+const MEMORY_LIMIT: [&str; 2] = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"];
+
+/// One file, what is to be in it, and what has it back as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Mount point of the hierarchy.
+    hierarchy: String,
+    pub file: String,
+    pub value: String,
+    /// Files and lines to write, in this order.
+    before: Vec<(String, String)>,
+    /// A list that was empty, and so its parent's. The kernel does not let one be emptied again while processes are in the
+    /// cgroup: `before` then has what it came to.
+    #[serde(default)]
+    was_empty: bool,
+}
+
+/// Everything that an update changes, in the order in which the kernel takes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub changes: Vec<Change>,
+    /// What will be done less well than asked, in words for the log.
+    pub warnings: Vec<String>,
+}
+
+/// An update that did not take place.
+#[derive(Debug)]
+pub struct Refused {
+    /// The file that the kernel refused.
+    pub file: String,
+    pub error: Error,
+    /// What could not be put back as it was, if anything.
+    pub left: Vec<Error>,
+}
+
+impl Cgroup {
+    /// What an update to these limits has to change. The device filter is no part of it: what may be opened is settled at
+    /// creation.
+    pub fn plan(&self, limits: &Limits) -> Result<Plan, Error> {
+        let Steps { list, warnings } = self.steps(limits, Stage::All)?;
+        let mut plan = Plan {
+            changes: Vec::with_capacity(list.len()),
+            warnings,
+        };
+        for step in &list {
+            if let Some(change) = self.look(step, &mut plan.warnings)? {
+                plan.changes.push(change);
+            }
+        }
+        Ok(plan)
+    }
+
+    /// `None`: there is no such file, and that is as good as done.
+    fn look(&self, step: &Step<'_>, warnings: &mut Vec<String>) -> Result<Option<Change>, Error> {
+        let dir = self.dir_in(step.root);
+        let (file, value) = (&step.write.file, &step.write.value);
+        let text = match io::read(step.root, &dir, file) {
+            Ok(text) => text,
+            Err(error) if error.is_gone() && io::exists(step.root, "", &dir) => {
+                self.missing(step, &dir, error, warnings)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let effective = undo::effective(file).filter(|_| step.unified && text.trim().is_empty());
+        let effective = effective.and_then(|other| io::read(step.root, &dir, other).ok());
+        let was_empty = effective.is_some();
+        let text = effective.unwrap_or(text);
+        let lines = undo::before(file, value, &text).into_iter();
+        let mut before: Vec<(String, String)> = lines.map(|line| (file.clone(), line)).collect();
+        if let Some(other) = undo::companion(file)
+            && let Ok(text) = io::read(step.root, &dir, other)
+        {
+            let lines = undo::before(other, "", &text).into_iter();
+            before.extend(lines.map(|line| (other.to_owned(), line)));
+        }
+        Ok(Some(Change {
+            hierarchy: step.root.at.clone(),
+            file: file.clone(),
+            value: value.clone(),
+            before,
+            was_empty,
+        }))
+    }
+
+    /// Writes everything, or leaves everything as it was.
+    ///
+    /// A memory limit below what is in use is refused, after the kernel was asked to reclaim: version 1 refuses it by
+    /// itself (EBUSY), version 2 would rather kill. What a process takes between that look and the write can still be
+    /// too much for it.
+    pub fn carry_out(&self, plan: &Plan) -> Result<(), Refused> {
+        for (at, change) in plan.changes.iter().enumerate() {
+            if let Err(error) = self.change(change) {
+                return Err(Refused {
+                    file: change.file.clone(),
+                    error,
+                    left: self.undo(&plan.changes[..at]),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts everything back as it was when the plan was made; for one that was carried out, in part or in full. Returns
+    /// what could not be.
+    #[must_use]
+    pub fn take_back(&self, plan: &Plan) -> Vec<Error> {
+        self.undo(&plan.changes)
+    }
+
+    fn undo(&self, changes: &[Change]) -> Vec<Error> {
+        let mut left = Vec::new();
+        for change in changes.iter().rev() {
+            let write = |file: &str, line: &str| {
+                let root = self.root_at(&change.hierarchy)?;
+                io::write(root, &self.dir_in(root), file, line)
+            };
+            if change.was_empty && write(&change.file, "\n").is_ok() {
+                continue;
+            }
+            for (file, line) in &change.before {
+                left.extend(write(file, line).err());
+            }
+        }
+        left
+    }
+
+    fn change(&self, change: &Change) -> Result<(), Error> {
+        let root = self.root_at(&change.hierarchy)?;
+        if change.file == MEMORY_MAX
+            && let Ok(limit) = change.value.trim().parse()
+        {
+            self.make_room(root, limit)?;
+        }
+        let written = io::write(root, &self.dir_in(root), &change.file, &change.value);
+        match written {
+            Err(error) if MEMORY_LIMIT.contains(&change.file.as_str()) => {
+                Err(self.in_use(root, change, error))
+            }
+            other => other,
+        }
+    }
+
+    /// Of version 1: what the kernel's "busy" means here.
+    fn in_use(&self, root: &Root, change: &Change, error: Error) -> Error {
+        match (error.errno(), change.value.parse(), self.stats()) {
+            (Some(libc::EBUSY), Ok(limit), Ok(stats)) => Error::InUse {
+                file: io::name(root, &self.dir_in(root), &change.file),
+                limit,
+                usage: stats.memory.usage,
+            },
+            _ => error,
+        }
+    }
+
+    /// Of version 2: sees to it that a limit can be set without killing anything, or says that it cannot.
+    fn make_room(&self, root: &Root, limit: u64) -> Result<(), Error> {
+        let dir = self.dir_in(root);
+        let usage = || crate::v1::number(root, &dir, "memory.current");
+        let over = usage()?.saturating_sub(limit);
+        if over == 0 {
+            return Ok(());
+        }
+        // Linux 5.19. It says EAGAIN where it got less than asked for; what counts is what is in use afterwards.
+        let _ = io::write(root, &dir, "memory.reclaim", &over.to_string());
+        match usage()? {
+            usage if usage > limit => Err(Error::InUse {
+                file: io::name(root, &dir, MEMORY_MAX),
+                limit,
+                usage,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn root_at(&self, at: &str) -> Result<&Root, Error> {
+        let root = self.hierarchy().roots().find(|root| root.at == at);
+        root.ok_or_else(|| Error::Path {
+            path: at.to_owned(),
+            problem: "is no cgroup file system any more",
+        })
+    }
+}

@@ -1,0 +1,486 @@
+//! Changing the limits of what runs: whole or not at all, and on record.
+//!
+//! ```text
+//!  request ─▶ queue ─▶ plan (reads the files) ─▶ record what takes it back ─▶ carry out ─▶ record the new limits
+//!                        │ refused                  │ disk                     │ refused     │ disk
+//!                        ▼                          ▼                          ▼             ▼
+//!                      told                       told                 all put back, told  all put back, told
+//! ```
+//!
+//! A daemon that dies in between finds in the record how to take it back, and does. Updates of one container (or of the
+//! pod) are made one after the other; its removal waits for the one under way.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use holdfast_cgroups::Plan;
+use holdfast_model::{
+    CgroupDriver, ContainerId, ContainerRecord, ContainerState, Invalid, Resources, SandboxRecord,
+    SandboxState, scope_unit,
+};
+use tracing::{debug, info, warn};
+
+use super::limits::{Kept, Partial, PodResources, Target, Undo, Update, take_back};
+use super::owner::Pod;
+use super::{Context, Done, scope};
+use crate::config::bounds;
+use crate::score::{self, Of};
+use crate::shared::blocking;
+use crate::waiters::Reply;
+use crate::{Error, resources};
+
+/// Updates that wait for their turn.
+pub(super) struct Queue<T> {
+    waiting: VecDeque<(T, Reply<()>)>,
+    /// One is being made.
+    pub running: bool,
+}
+
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            running: false,
+        }
+    }
+}
+
+impl<T> Queue<T> {
+    fn add(&mut self, id: String, wanted: T, reply: Reply<()>) {
+        if self.waiting.len() < bounds::WAITERS {
+            self.waiting.push_back((wanted, reply));
+        } else {
+            let reason = "too many updates wait for it";
+            let _ = reply.send(Err(Error::Busy { id, reason }));
+        }
+    }
+}
+
+/// The files, then systemd where it has a say in them: all or nothing. `None`: the daemon ends.
+async fn carry_out(
+    context: &Arc<Context>,
+    id: String,
+    update: Box<Update>,
+) -> Option<(Box<Update>, Result<(), Error>)> {
+    let hierarchy = context.shared.hierarchy.clone();
+    let written = tokio::task::spawn_blocking(move || {
+        let outcome = update.carry_out(&id, &hierarchy);
+        (update, outcome)
+    });
+    let (update, outcome) = written.await.ok()?;
+    let (Ok(()), Some(unit), Ok(limits)) = (&outcome, &update.unit, update.limits()) else {
+        return Some((update, outcome));
+    };
+    match scope::updated(context, unit, update.cgroup.clone(), &limits).await {
+        Ok(()) => Some((update, Ok(()))),
+        Err(error) => {
+            let hierarchy = context.shared.hierarchy.clone();
+            let back = tokio::task::spawn_blocking(move || {
+                let left = update.take_back(&hierarchy);
+                (update, left)
+            });
+            let (update, left) = back.await.ok()?;
+            Some((update, Err(error.with_left(left))))
+        }
+    }
+}
+
+impl Pod {
+    // ---- containers
+
+    pub(super) fn update_container(&mut self, id: ContainerId, wanted: Resources, reply: Reply<()>) {
+        let Some(container) = self.containers.get_mut(&id) else {
+            let what = "container";
+            let id = id.to_string();
+            return drop(reply.send(Err(Error::NotFound { what, id })));
+        };
+        // Whoever updates it has been told of it.
+        container.unclaimed_until = None;
+        container.updates.add(id.to_string(), wanted, reply);
+        self.next_container_update(id);
+    }
+
+    fn next_container_update(&mut self, id: ContainerId) {
+        let clamp = self.context.shared.config.clamp_privileges;
+        let by_systemd = self.record.cgroup_driver == CgroupDriver::Systemd;
+        loop {
+            let Some(container) = self.containers.get_mut(&id).filter(|it| !it.updates.running) else {
+                return;
+            };
+            let Some((wanted, reply)) = container.updates.waiting.pop_front() else {
+                return;
+            };
+            let ready = matches!(
+                container.state(),
+                ContainerState::Created | ContainerState::Running
+            );
+            if !ready || container.removal.is_some() {
+                let _ = reply.send(Err(Error::State {
+                    what: "container",
+                    id: id.to_string(),
+                    state: container.state().name(),
+                    wanted: "only one that is created or running can be updated",
+                }));
+                continue;
+            }
+            if wanted == Resources::default() {
+                let _ = reply.send(Ok(()));
+                continue;
+            }
+            let known = &container.record.spec.resources;
+            let write = match resources::to_write("linux", known, &wanted) {
+                Ok(write) => write,
+                Err(invalid) => {
+                    let _ = reply.send(Err(invalid.into()));
+                    continue;
+                }
+            };
+            container.updates.running = true;
+            let update = Update {
+                target: Target::Container(id),
+                cgroup: container.record.cgroup.clone(),
+                first: container.record.pid,
+                clamp,
+                unit: by_systemd.then(|| scope_unit(id.as_str())),
+                old_score: i32::try_from(known.oom_score_adj).unwrap_or(0),
+                write,
+                partial: Partial::default(),
+                kept: Kept::Container(Box::new(known.updated(&wanted))),
+                plan: Plan::default(),
+                reply,
+            };
+            return self.plan_update(update);
+        }
+    }
+
+    // ---- the pod
+
+    pub(super) fn update_pod(&mut self, wanted: PodResources, reply: Reply<()>) {
+        let id = self.id().to_string();
+        self.updates.add(id, wanted, reply);
+        self.next_pod_update();
+    }
+
+    fn next_pod_update(&mut self) {
+        while !self.updates.running {
+            let Some((wanted, reply)) = self.updates.waiting.pop_front() else {
+                return;
+            };
+            match self.pod_update(&wanted) {
+                Ok((write, kept)) => {
+                    self.unclaimed_until = None;
+                    self.updates.running = true;
+                    let update = Update {
+                        target: Target::Pod,
+                        cgroup: self.record.cgroup.clone(),
+                        first: None,
+                        clamp: false,
+                        unit: (self.record.cgroup_driver == CgroupDriver::Systemd)
+                            .then(|| self.record.slice_unit().to_owned()),
+                        old_score: 0,
+                        write,
+                        partial: self.partial(),
+                        kept: Kept::Pod(Box::new(kept)),
+                        plan: Plan::default(),
+                        reply,
+                    };
+                    return self.plan_update(update);
+                }
+                Err(error) => drop(reply.send(Err(error))),
+            }
+        }
+    }
+
+    fn pod_update(&self, wanted: &PodResources) -> Result<(Resources, PodResources), Error> {
+        if self.removing() || self.record.state != SandboxState::Ready {
+            return Err(Error::State {
+                what: "pod",
+                id: self.id().to_string(),
+                state: self.record.state.name(),
+                wanted: "only a ready pod can be updated",
+            });
+        }
+        for (field, given) in [("overhead", &wanted.overhead), ("resources", &wanted.resources)] {
+            let Some(given) = given else { continue };
+            given.validate(field)?;
+            if given.oom_score_adj != 0 {
+                let reason = "is a container's: a pod has none";
+                return Err(Invalid::new(format!("{field}.oom_score_adj"), reason).into());
+            }
+        }
+        self.has_own_cgroup()?;
+        let spec = &self.record.spec;
+        let kept = PodResources {
+            overhead: wanted.overhead.clone().or_else(|| spec.overhead.clone()),
+            resources: wanted.resources.clone().or_else(|| spec.resources.clone()),
+        };
+        let before = resources::of_pod(spec.overhead.as_ref(), spec.resources.as_ref());
+        let now = resources::of_pod(kept.overhead.as_ref(), kept.resources.as_ref());
+        let write = resources::to_write(
+            "resources",
+            &Resources::default(),
+            &resources::lifting(&before, now),
+        )?;
+        Ok((write, kept))
+    }
+
+    /// A cgroup that other pods are in too is not this pod's to limit.
+    fn has_own_cgroup(&self) -> Result<(), Error> {
+        let shared = &self.context.shared;
+        let own = &self.record.cgroup;
+        let others = shared.views.sandboxes.all().into_iter();
+        let other = others
+            .filter(|other| other.id != self.id() && other.state != SandboxState::Stopped)
+            .find(|other| {
+                other.cgroup == *own
+                    || other
+                        .cgroup
+                        .strip_prefix(own)
+                        .is_some_and(|rest| rest.starts_with('/'))
+            });
+        let reason = match other {
+            Some(other) => format!("pod {} is in it too", other.id),
+            None if *own == shared.config.default_cgroup => {
+                "it holds all pods that named no parent".to_owned()
+            }
+            None if own.is_empty() => "it is the whole machine's".to_owned(),
+            None => return Ok(()),
+        };
+        Err(Error::SharedCgroup {
+            id: self.id().to_string(),
+            cgroup: own.clone(),
+            reason,
+        })
+    }
+
+    /// Which of a pod's limits can be a sum that leaves somebody out. The kubelet adds up the limits of those containers
+    /// that have one, and leaves the pod's cgroup without a limit as long as one of them has none (its cgroup it has set
+    /// before it calls); such a sum must not be forced on that container. In a cgroup that we have made, the caller's word
+    /// is all there is, and it is taken.
+    fn partial(&self) -> Partial {
+        let mut partial = Partial::default();
+        if self.record.cgroup_made {
+            return partial;
+        }
+        for container in self.containers.values().filter(|container| container.live()) {
+            let own = &container.record.spec.resources;
+            partial.cpu |= own.cpu_quota.is_none_or(|quota| quota <= 0);
+            partial.memory |= own.memory_limit.is_none_or(|limit| limit <= 0);
+        }
+        partial
+    }
+
+    // ---- both
+
+    fn plan_update(&mut self, mut update: Update) {
+        let hierarchy = self.context.shared.hierarchy.clone();
+        let id = self.name_of(update.target);
+        self.work.spawn(async move {
+            let done = tokio::task::spawn_blocking(move || {
+                let outcome = update.look(&id, &hierarchy);
+                (Box::new(update), outcome)
+            });
+            match done.await {
+                Ok((update, outcome)) => Done::UpdatePlanned(update, outcome),
+                Err(_) => Done::Nothing,
+            }
+        });
+    }
+
+    pub(super) async fn update_planned(&mut self, update: Box<Update>, outcome: Result<(), Error>) {
+        if let Err(error) = outcome {
+            return self.update_over(update.target, update.reply, Err(error));
+        }
+        self.set_undo(update.target, update.undo());
+        if let Err(error) = self.save_target(update.target).await {
+            self.set_undo(update.target, None);
+            return self.update_over(update.target, update.reply, Err(error));
+        }
+        let (context, id) = (self.context.clone(), self.name_of(update.target));
+        self.work.spawn(async move {
+            match carry_out(&context, id, update).await {
+                Some((update, outcome)) => Done::Updated(update, outcome),
+                None => Done::Nothing,
+            }
+        });
+    }
+
+    pub(super) async fn updated(&mut self, mut update: Box<Update>, outcome: Result<(), Error>) {
+        let target = update.target;
+        let applied = outcome.is_ok();
+        let before = (self.record.clone(), self.container_record(target));
+        let mut outcome = match (outcome, std::mem::take(&mut update.kept)) {
+            (Ok(()), kept) => self.keep_limits(target, kept),
+            (Err(error), _) => Err(error),
+        };
+        self.set_undo(target, None);
+        let saved = self.save_target(target).await;
+        if outcome.is_ok() {
+            outcome = saved;
+        } else if let Err(error) = saved {
+            warn!(pod = %self.id(), "{}", error.chain());
+        }
+        let Update { reply, .. } = match (applied, outcome) {
+            (true, Err(error)) => {
+                // What is not on record has not happened.
+                self.put_limits(target, before);
+                let hierarchy = self.context.shared.hierarchy.clone();
+                let done = tokio::task::spawn_blocking(move || {
+                    let left = update.take_back(&hierarchy);
+                    (update, left)
+                });
+                let Ok((update, left)) = done.await else { return };
+                let _ = self.save_target(target).await;
+                outcome = Err(error.with_left(left));
+                *update
+            }
+            (_, settled) => {
+                outcome = settled;
+                *update
+            }
+        };
+        debug!(id = self.name_of(target), applied, "limits updated");
+        self.update_over(target, reply, outcome);
+    }
+
+    fn container_record(&self, target: Target) -> Option<Arc<ContainerRecord>> {
+        match target {
+            Target::Container(id) => self.containers.get(&id).map(|container| container.record.clone()),
+            Target::Pod => None,
+        }
+    }
+
+    /// Puts the limits of earlier records back.
+    fn put_limits(&mut self, target: Target, before: (Arc<SandboxRecord>, Option<Arc<ContainerRecord>>)) {
+        match (target, before) {
+            (Target::Container(id), (_, Some(before))) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    let record = container.edit();
+                    record.spec.resources = before.spec.resources.clone();
+                    record.oci_spec.clone_from(&before.oci_spec);
+                    container.template = None;
+                }
+            }
+            (Target::Pod, (before, _)) => {
+                let spec = &mut self.edit().spec;
+                (spec.overhead, spec.resources) =
+                    (before.spec.overhead.clone(), before.spec.resources.clone());
+            }
+            (Target::Container(_), (_, None)) => {}
+        }
+    }
+
+    fn keep_limits(&mut self, target: Target, kept: Kept) -> Result<(), Error> {
+        match (target, kept) {
+            (Target::Container(id), Kept::Container(resources)) => {
+                let Some(container) = self.containers.get_mut(&id) else {
+                    return Ok(());
+                };
+                let spec = resources::into_spec(&container.record.oci_spec, &resources);
+                let record = container.edit();
+                record.oci_spec = spec.map_err(|e| Error::Internal {
+                    what: format!("the recorded spec of {id} cannot be changed: {e}"),
+                })?;
+                record.spec.resources = *resources;
+                // Later execs start from the new one.
+                container.template = None;
+            }
+            (Target::Pod, Kept::Pod(kept)) => {
+                let spec = &mut self.edit().spec;
+                (spec.overhead, spec.resources) = (kept.overhead, kept.resources);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn update_over(&mut self, target: Target, reply: Reply<()>, outcome: Result<(), Error>) {
+        let _ = reply.send(outcome);
+        match target {
+            Target::Container(id) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.updates.running = false;
+                }
+                self.next_container_update(id);
+            }
+            Target::Pod => {
+                self.updates.running = false;
+                self.next_pod_update();
+            }
+        }
+    }
+
+    fn name_of(&self, target: Target) -> String {
+        match target {
+            Target::Container(id) => id.to_string(),
+            Target::Pod => self.id().to_string(),
+        }
+    }
+
+    fn set_undo(&mut self, target: Target, undo: Option<serde_json::Value>) {
+        match target {
+            Target::Container(id) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.edit().undo = undo;
+                }
+            }
+            Target::Pod => self.edit().undo = undo,
+        }
+    }
+
+    async fn save_target(&self, target: Target) -> Result<(), Error> {
+        match target {
+            Target::Container(id) => self.save_container(id).await,
+            Target::Pod => self.save().await,
+        }
+    }
+
+    /// At the daemon's start: an earlier one died in the middle of an update, and nobody was told that it was made.
+    pub(super) async fn take_back_updates(&mut self) {
+        let mut cut_off = Vec::new();
+        if let Some(undo) = self.record.undo.clone() {
+            cut_off.push((Target::Pod, self.record.cgroup.clone(), 0, undo));
+        }
+        for container in self.containers.values() {
+            if let Some(undo) = container.record.undo.clone() {
+                let record = &container.record;
+                let target = Target::Container(record.id);
+                cut_off.push((
+                    target,
+                    record.cgroup.clone(),
+                    record.spec.resources.oom_score_adj,
+                    undo,
+                ));
+            }
+        }
+        let clamp = self.context.shared.config.clamp_privileges;
+        for (target, cgroup, score, undo) in cut_off {
+            let hierarchy = self.context.shared.hierarchy.clone();
+            let left = blocking(move || {
+                let undo: Undo = serde_json::from_value(undo).map_err(|e| Error::Internal {
+                    what: format!("the record of an update that was cut off cannot be read: {e}"),
+                })?;
+                let mut left = take_back(&hierarchy, &cgroup, &undo.plan);
+                if undo.score
+                    && let (Ok(cgroup), Ok(score)) = (hierarchy.open(&cgroup), i32::try_from(score))
+                    && let Err(failed) = score::set(&cgroup, Of::All, score, clamp)
+                {
+                    left.push(failed.to_string());
+                }
+                Ok(left)
+            });
+            let name = self.name_of(target);
+            match left.await {
+                Ok(left) if left.is_empty() => info!(id = name, "an update that was cut off is taken back"),
+                Ok(left) => warn!(
+                    id = name,
+                    "an update that was cut off is not taken back whole: {}",
+                    left.join("; ")
+                ),
+                Err(error) => warn!(id = name, "{}", error.chain()),
+            }
+            // The caller saves.
+            self.set_undo(target, None);
+        }
+    }
+}
