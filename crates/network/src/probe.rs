@@ -38,7 +38,8 @@ pub fn probe(config: &BridgeConfig) -> Probe {
     Probe {
         bridge,
         veth,
-        firewall: Firewall::open(config).and_then(|mut firewall| firewall.rebuild(&[])),
+        firewall: Firewall::open(config, config.ipv4.into_iter().chain(config.ipv6).collect())
+            .and_then(|mut firewall| firewall.rebuild(&[])),
     }
 }
 
