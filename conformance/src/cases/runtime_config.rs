@@ -15,7 +15,7 @@ use crate::cri::must_fail;
 use crate::expect;
 
 cases!["runtime_config";
-    cgroup_driver,
+    cgroup_driver => "the peer's release is older than the call",
     pod_ranges => "the peer gives pods the addresses of its CNI configuration, whatever the kubelet says",
     ranges_that_cannot_be => "the peer looks at ranges only where it has a template",
 ];
