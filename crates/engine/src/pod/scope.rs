@@ -88,7 +88,7 @@ pub(super) fn limits(spec: &Spec) -> Result<Limits, Error> {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     resources.map_or_else(
         || Ok(Limits::default()),
-        |it| Limits::from_oci(it).map_err(invalid),
+        |it| Limits::from_oci(it).map_err(|error| invalid(&error)),
     )
 }
 
@@ -169,10 +169,10 @@ pub(super) async fn stop_slice(context: &Context, pod: &SandboxRecord) -> Result
 }
 
 fn wanted(limits: &Limits, stage: Stage, mode: holdfast_cgroups::Mode) -> Result<Vec<Property>, Error> {
-    properties(limits, stage, mode).map_err(invalid)
+    properties(limits, stage, mode).map_err(|error| invalid(&error))
 }
 
-fn invalid(error: holdfast_cgroups::Error) -> Error {
+fn invalid(error: &holdfast_cgroups::Error) -> Error {
     holdfast_model::Invalid::new("linux.resources", error.to_string()).into()
 }
 

@@ -296,8 +296,8 @@ async fn listen(mut messages: MessageStream, jobs: Arc<Jobs>) {
     while let Some(message) = next(&mut messages).await {
         let Ok(message) = message else { break };
         let header = message.header();
-        if header.member().map(|member| member.as_str()) != Some("JobRemoved")
-            || header.interface().map(|interface| interface.as_str()) != Some(MANAGER)
+        if header.member().map(zbus::names::MemberName::as_str) != Some("JobRemoved")
+            || header.interface().map(zbus::names::InterfaceName::as_str) != Some(MANAGER)
         {
             continue;
         }
