@@ -272,12 +272,17 @@ pub fn host_architecture() -> &'static str {
     }
 }
 
+/// The static busybox of this machine.
+pub fn busybox_path() -> anyhow::Result<&'static str> {
+    ["/usr/bin/busybox", "/bin/busybox"]
+        .into_iter()
+        .find(|path| std::path::Path::new(path).is_file())
+        .context("no busybox: install Debian's busybox-static")
+}
+
 /// The layer of a busybox root file system, made from Debian's `busybox-static`.
 pub fn busybox_layer() -> anyhow::Result<Layer> {
-    let binary = ["/usr/bin/busybox", "/bin/busybox"]
-        .iter()
-        .find_map(|p| std::fs::read(p).ok())
-        .context("no busybox: install Debian's busybox-static")?;
+    let binary = std::fs::read(busybox_path()?)?;
     let list = std::process::Command::new("busybox")
         .arg("--list")
         .output()

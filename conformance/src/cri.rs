@@ -20,6 +20,8 @@ const MAX_MESSAGE: usize = 16 << 20;
 pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     pub image: ImageServiceClient<Channel>,
+    /// Runtime handler of the pods that it makes; empty: the default.
+    pub handler: String,
     /// For calls that are newer than `k8s-cri`.
     pub channel: Channel,
 }
@@ -45,6 +47,7 @@ impl Cri {
                 .max_decoding_message_size(MAX_MESSAGE)
                 .max_encoding_message_size(MAX_MESSAGE),
             image: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            handler: String::new(),
             channel,
         })
     }
@@ -96,7 +99,7 @@ impl Cri {
     pub async fn run_pod(&self, config: &cri::PodSandboxConfig) -> Result<String, Status> {
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: self.handler.clone(),
         };
         Ok(self
             .runtime

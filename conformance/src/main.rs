@@ -72,6 +72,12 @@ struct Args {
     /// Cgroups below which everything is holdfast's; may be repeated
     #[arg(long)]
     cgroup: Vec<String>,
+    /// A runtime handler that the server has, and its program: `runc=/usr/sbin/runc`; may be repeated
+    #[arg(long, value_parser = handler)]
+    handler: Vec<(String, PathBuf)>,
+    /// File to which the hooks of those handlers write their name and what they read
+    #[arg(long)]
+    hooks_log: Option<PathBuf>,
     /// Print the names of the cases and leave
     #[arg(long)]
     list: bool,
@@ -87,13 +93,14 @@ struct Args {
 const EMULATED: u64 = 8;
 
 /// What every case gets.
+#[derive(Clone)]
 pub struct Context {
     pub cri: Cri,
     pub scratch: PathBuf,
     images: BTreeMap<&'static str, String>,
     /// A registry that asks for basic authentication, with the image `busybox` as its reference.
     pub private: PrivateImage,
-    server: Option<Server>,
+    server: Option<Arc<Server>>,
     cni_conf_dir: Option<PathBuf>,
     kubectl: Option<PathBuf>,
     cdi_dir: Option<PathBuf>,
@@ -102,6 +109,10 @@ pub struct Context {
     pub layer_limit: Option<u64>,
     /// Times mean nothing.
     pub emulated: bool,
+    /// Runtime handlers with a program: name and program.
+    pub handlers: BTreeMap<String, PathBuf>,
+    /// What the hooks that the handlers are configured with write to.
+    pub hooks_log: Option<PathBuf>,
 }
 
 /// Why a case says nothing about this runtime. No failure; but it is printed and counted.
@@ -109,6 +120,7 @@ pub struct Context {
 #[error("does not apply: {0}")]
 pub struct NotApplicable(pub &'static str);
 
+#[derive(Clone)]
 pub struct PrivateImage {
     pub reference: String,
     pub user: &'static str,
@@ -125,7 +137,7 @@ impl Context {
 
     /// The server, for cases that kill it.
     pub fn server(&self) -> anyhow::Result<&Server> {
-        self.server.as_ref().ok_or_else(|| {
+        self.server.as_deref().ok_or_else(|| {
             NotApplicable("the server is known by its endpoint alone, and cannot be killed and started (--server-command)").into()
         })
     }
@@ -164,6 +176,11 @@ impl Context {
     }
 }
 
+fn handler(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, program) = text.split_once('=').ok_or("NAME=PROGRAM is wanted")?;
+    Ok((name.to_owned(), program.into()))
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
@@ -197,16 +214,20 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
 
     let (mut failed, mut differ, mut passed, mut without) = (Vec::new(), 0, 0, 0);
-    let mut daemon = context.server.as_ref().map(Server::pid).transpose()?;
+    let mut daemon = context.server.as_deref().map(Server::pid).transpose()?;
     for case in &cases {
         let start = Instant::now();
         let own = case
             .limit
             .map(|limit| if args.emulated { limit * EMULATED } else { limit });
         let limit = Duration::from_secs(own.unwrap_or(args.timeout).min(args.timeout));
-        let result = match tokio::time::timeout(limit, (case.run)(Arc::clone(&context))).await {
-            Ok(result) => result,
-            Err(_) => Err(anyhow::anyhow!("not finished after {limit:?}")),
+        let result = match case.handler.map(|handler| cases::with_handler(&context, handler)) {
+            Some(Err(error)) => Err(error),
+            with => {
+                let context = with.transpose()?.unwrap_or_else(|| Arc::clone(&context));
+                let run = tokio::time::timeout(limit, (case.run)(context)).await;
+                run.unwrap_or_else(|_| Err(anyhow::anyhow!("not finished after {limit:?}")))
+            }
         };
         if let Some(server) = &context.server
             && !server::alive(server.pid()?)
@@ -215,7 +236,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             server.start(&context.cri).await?;
         }
         let swept = cases::sweep(&context.cri).await;
-        let now = context.server.as_ref().map(Server::pid).transpose()?;
+        let now = context.server.as_deref().map(Server::pid).transpose()?;
         if let (Some(leaks), Some(pid)) = (&mut leaks, now.filter(|_| now != daemon)) {
             // The case has started another one: its descriptors are counted from here.
             cases::warm_up(&context).await?;
@@ -336,7 +357,7 @@ async fn set_up(args: &Args, scratch: &Path) -> anyhow::Result<(Registry, Regist
         .await?;
     let cri = Cri::connect(&args.runtime_endpoint).await?;
     let server = match (&args.server_command, &args.server_pid_file) {
-        (Some(command), Some(file)) => Some(Server::new(command.clone(), file.clone())),
+        (Some(command), Some(file)) => Some(Arc::new(Server::new(command.clone(), file.clone()))),
         _ => None,
     };
     let context = Context {
@@ -349,6 +370,8 @@ async fn set_up(args: &Args, scratch: &Path) -> anyhow::Result<(Registry, Regist
         exec_output: args.exec_output,
         layer_limit: args.layer_limit,
         emulated: args.emulated,
+        handlers: args.handler.iter().cloned().collect(),
+        hooks_log: args.hooks_log.clone(),
         scratch: scratch.to_owned(),
         images,
         private: PrivateImage {

@@ -8,9 +8,11 @@ mod confinement;
 mod containers;
 mod events;
 mod exec;
+mod handlers;
 mod image_semantics;
 mod images;
 mod kubectl;
+mod left_out;
 mod logs;
 mod mounts;
 mod network;
@@ -44,6 +46,8 @@ pub struct Case {
     pub differs: Option<&'static str>,
     /// Seconds, where the suite's limit is too long.
     pub limit: Option<u64>,
+    /// Runtime handler whose pods it is about; none: the default.
+    pub handler: Option<&'static str>,
 }
 
 /// `cases![module; function, other => "why a peer differs", third within 20 => "why", …]`; `within` is in seconds.
@@ -55,6 +59,7 @@ macro_rules! cases {
                 run: |context| Box::pin($function(context)),
                 differs: $crate::cases::given!($($why)?),
                 limit: $crate::cases::given!($($limit)?),
+                handler: None,
             }),*]
         }
     };
@@ -69,6 +74,8 @@ macro_rules! given {
 }
 pub(crate) use {cases, given};
 
+pub use handlers::with_handler;
+
 pub fn all() -> Vec<Case> {
     [
         images::all(),
@@ -76,6 +83,8 @@ pub fn all() -> Vec<Case> {
         containers::all(),
         logs::all(),
         exec::all(),
+        handlers::all(),
+        left_out::all(),
         network::all(),
         security::all(),
         confinement::all(),

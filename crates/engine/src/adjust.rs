@@ -31,6 +31,9 @@ pub(crate) async fn adjust(subject: Subject<'_>, spec: Spec) -> Result<Spec, Err
 
 /// The built-in launcher runs no hooks: one that is passed over in silence would leave a device half made.
 fn runnable(subject: &Subject<'_>, spec: &Spec) -> Result<(), Error> {
+    if subject.container.runtime.is_some() {
+        return Ok(());
+    }
     let Some(hook) = spec.hooks().as_ref().and_then(first) else {
         return Ok(());
     };

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use holdfast_model::CgroupDriver;
+pub use oci_spec::runtime::Hooks;
 
 /// Bounds and deadlines. Each is named here so that no queue, wait or retry is without one.
 pub mod bounds {
@@ -60,11 +61,36 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
-/// One runtime handler: built-in for now.
+/// One runtime handler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Handler {
     /// Name as in a RuntimeClass; the empty name is the default.
     pub name: String,
+    /// `None`: the built-in launcher.
+    pub runtime: Option<OciHandler>,
+}
+
+impl Handler {
+    /// The built-in launcher under this name.
+    pub fn built_in(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            runtime: None,
+        }
+    }
+}
+
+/// An OCI runtime, called as runc is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OciHandler {
+    /// Absolute path of the program.
+    pub program: PathBuf,
+    /// Its state directory, which is holdfast's alone.
+    pub root: PathBuf,
+    /// Options before the command.
+    pub options: Vec<String>,
+    /// What every container of this handler has run.
+    pub hooks: Option<Hooks>,
 }
 
 #[derive(Debug, Clone)]
@@ -117,12 +143,7 @@ impl Config {
             rlimits: Vec::new(),
             shm_size: 64 << 20,
             host_resolv_conf: "/etc/resolv.conf".into(),
-            handlers: vec![
-                Handler { name: String::new() },
-                Handler {
-                    name: "holdfast".into(),
-                },
-            ],
+            handlers: vec![Handler::built_in(""), Handler::built_in("holdfast")],
             cdi_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
             spare_monitor: true,
             unclaimed_after: bounds::UNCLAIMED,
@@ -140,6 +161,11 @@ impl Config {
     /// `<state>/pods/<id>`.
     pub fn pod_dir(&self, id: &holdfast_model::SandboxId) -> PathBuf {
         self.state.join("pods").join(id.as_str())
+    }
+
+    /// Directory of the bundles of external runtimes.
+    pub fn bundles(&self) -> PathBuf {
+        self.state.join("bundles")
     }
 
     pub fn records(&self, kind: &str) -> PathBuf {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use holdfast_images::Images;
 use holdfast_model::{
     CgroupDriver, ContainerId, ContainerRecord, ContainerSpec, ContainerState, Invalid, NamespaceMode,
-    Resources, SandboxId, SandboxRecord, SandboxSpec, SandboxState, SecurityProfile, SelinuxLabels,
+    OciRuntime, Resources, SandboxId, SandboxRecord, SandboxSpec, SandboxState, SecurityProfile,
+    SelinuxLabels,
 };
 use holdfast_network::{Network, NetworkStatus};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -19,7 +20,7 @@ use crate::recover;
 use crate::shared::{Shared, new_sandbox_id, now};
 use crate::spec::HostFacts;
 use crate::waiters::Reply;
-use crate::{Config, Error, Event, ExecOutput, ExecRequest, Handler, PodDetails, Readiness, Reexec};
+use crate::{Config, Error, Event, ExecOutput, ExecRequest, HandlerStatus, PodDetails, Readiness, Reexec};
 
 /// Attempts to reach a pod of the wanted name that is just being removed.
 const JOIN_ATTEMPTS: usize = 50;
@@ -73,17 +74,13 @@ impl Engine {
     /// Makes a pod and waits until it is ready. The same request again while it is being made joins it.
     pub async fn run_pod_sandbox(&self, spec: SandboxSpec, handler: &str) -> Result<SandboxId, Error> {
         spec.validate()?;
-        if !self.handlers().iter().any(|known| known.name == handler) {
-            return Err(Error::UnknownHandler {
-                handler: handler.chars().take(200).collect(),
-            });
-        }
+        let runtime = self.shared().handlers.for_pod(handler, &spec).await?;
         parent_cgroup(&self.shared().config, &spec)?;
         self.apparmor_is_here(&spec)?;
         for _ in 0..JOIN_ATTEMPTS {
             let id = new_sandbox_id()?;
             match self.shared().names.reserve(&spec.metadata, id) {
-                Ok(()) => return self.make(id, spec, handler).await,
+                Ok(()) => return self.make(id, spec, (handler, runtime)).await,
                 Err(holder) => {
                     let Some(mailbox) = self.shared().pods.get(&holder) else {
                         tokio::time::sleep(JOIN_PAUSE).await;
@@ -127,7 +124,12 @@ impl Engine {
         }
     }
 
-    async fn make(&self, id: SandboxId, spec: SandboxSpec, handler: &str) -> Result<SandboxId, Error> {
+    async fn make(
+        &self,
+        id: SandboxId,
+        spec: SandboxSpec,
+        handler: (&str, Option<OciRuntime>),
+    ) -> Result<SandboxId, Error> {
         let metadata = spec.metadata.clone();
         let record = match self.new_record(id, spec, handler) {
             Ok(record) => record,
@@ -141,7 +143,12 @@ impl Engine {
         answer.await.unwrap_or_else(|_| Err(ended(&id)))
     }
 
-    fn new_record(&self, id: SandboxId, spec: SandboxSpec, handler: &str) -> Result<SandboxRecord, Error> {
+    fn new_record(
+        &self,
+        id: SandboxId,
+        spec: SandboxSpec,
+        (handler, runtime): (&str, Option<OciRuntime>),
+    ) -> Result<SandboxRecord, Error> {
         let shared = self.shared();
         let parent = parent_cgroup(&shared.config, &spec)?;
         // One of its own, so that it can be limited and measured as a whole.
@@ -170,6 +177,7 @@ impl Engine {
             state: SandboxState::Creating,
             created_at: now(),
             handler: handler.to_owned(),
+            runtime,
             cgroup_made: !exists && cgroup != shared.config.default_cgroup,
             cgroup,
             cgroup_driver: shared.config.cgroup_driver,
@@ -261,6 +269,7 @@ impl Engine {
         let pod = self.sandbox(sandbox)?;
         spec.validate(&pod.spec)?;
         cdi::requested(&spec)?;
+        self.shared().handlers.check_container(&pod.handler, &spec)?;
         target_in_pod(&spec, &pod, |id| self.shared().views.containers.get(id))?;
         let mailbox = self.mailbox(&pod.id)?;
         let spec = Box::new(spec);
@@ -416,8 +425,19 @@ impl Engine {
         outcomes
     }
 
-    pub fn handlers(&self) -> &[Handler] {
-        &self.shared().config.handlers
+    /// Every configured runtime handler, the default's first, with what is known of its program. From memory.
+    pub fn handlers(&self) -> Vec<HandlerStatus> {
+        self.shared().handlers.statuses()
+    }
+
+    /// Whether there is a runtime handler of this name.
+    pub fn check_handler(&self, name: &str) -> Result<(), Error> {
+        self.shared().handlers.check_name(name)
+    }
+
+    /// Takes off what no container needs any more, as the daemon leaves.
+    pub fn release_mounts(&self) {
+        crate::handlers::release(&self.shared().config);
     }
 
     /// Whether pods could be made: the helpers are where they should be.

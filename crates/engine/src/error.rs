@@ -52,8 +52,10 @@ pub enum Error {
         #[source]
         source: Illegal,
     },
-    #[error("runtime handler {handler:?} is not configured")]
-    UnknownHandler { handler: String },
+    #[error("runtime handler {handler:?} is not configured; there are {}", listed(.known))]
+    UnknownHandler { handler: String, known: Vec<String> },
+    #[error("runtime handler {handler} cannot be used: {reason}")]
+    BrokenHandler { handler: String, reason: String },
     #[error("image {image:?} is not present: pull it first")]
     NoImage { image: String },
     #[error("{step} of {id}")]
@@ -163,9 +165,11 @@ impl Error {
             Self::NotFound { .. } | Self::NoImage { .. } => Kind::NotFound,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Invalid(_) | Self::Ambiguous { .. } | Self::UnknownHandler { .. } => Kind::Invalid,
-            Self::State { .. } | Self::Illegal { .. } | Self::Cdi { .. } | Self::SharedCgroup { .. } => {
-                Kind::Precondition
-            }
+            Self::State { .. }
+            | Self::Illegal { .. }
+            | Self::Cdi { .. }
+            | Self::SharedCgroup { .. }
+            | Self::BrokenHandler { .. } => Kind::Precondition,
             Self::Update { kind, .. } => *kind,
             Self::Monitor { source, .. } => monitor_kind(source),
             Self::Network { source, .. } | Self::PodRanges(source) => network_kind(source),
@@ -254,6 +258,15 @@ fn and_left(left: &[String]) -> String {
     } else {
         format!("; could not be put back: {}", left.join("; "))
     }
+}
+
+/// Names for people: the default's is empty.
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().map(|name| match name.as_str() {
+        "" => "\"\" (the default)".to_owned(),
+        name => format!("{name:?}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 fn monitor_kind(error: &holdfast_monitor_api::Error) -> Kind {

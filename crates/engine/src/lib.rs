@@ -15,6 +15,7 @@ pub mod config;
 mod disk;
 mod engine;
 mod error;
+mod handlers;
 mod lookup;
 mod lsm;
 pub mod meter;
@@ -34,9 +35,10 @@ mod view;
 mod waiters;
 
 pub use cdi::CdiStatus;
-pub use config::{Config, Handler, Rlimit};
+pub use config::{Config, Handler, Hooks, OciHandler, Rlimit};
 pub use engine::Engine;
 pub use error::{Error, Kind};
+pub use handlers::{Found, HandlerStatus};
 pub use holdfast_model::CgroupDriver;
 pub use lsm::{AppArmor, Selinux};
 pub use types::{

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::cdi::Cdi;
 use crate::config::bounds;
 use crate::disk::{Disk, Found};
+use crate::handlers::{self, Handlers};
 use crate::lookup::{self, Identities};
 use crate::lsm::AppArmor;
 use crate::meter::{self, Meters};
@@ -48,6 +49,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
             }
         }
         make_state(&config)?;
+        handlers::prepare(&config)?;
         let facts = lookup::host_facts(&hierarchy, &config);
         let cdi = Cdi::open(config.cdi_dirs.clone());
         Ok((config, found, hierarchy, facts, lookup::boot_id(), cdi))
@@ -72,6 +74,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
     // On version 1 a monitor stays where the daemon is.
     let monitors = (by_systemd && hierarchy.mode() == Mode::Unified)
         .then(|| Monitors::new(systemd.clone(), hierarchy.clone(), &config));
+    let handlers = Handlers::open(&config).await;
     let shared = Arc::new(Shared {
         config,
         images,
@@ -91,6 +94,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         meters: Meters::default(),
         systemd,
         monitors,
+        handlers,
     });
     if by_systemd {
         greet_systemd(&shared).await;
@@ -99,6 +103,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
     revive(&shared, sandboxes, containers).await;
     sweep(&shared, &known).await;
     meter::start(&shared);
+    handlers::watch(&shared);
     Ok(shared)
 }
 
@@ -169,6 +174,9 @@ async fn revive(
     }
     for orphan in by_pod.into_values().flatten() {
         warn!(container = %orphan.id, "has a record, but its pod {} has none", orphan.sandbox);
+        if let Err(error) = handlers::sweep(shared, &orphan).await {
+            error!(container = %orphan.id, "{}", error.chain());
+        }
         let (hierarchy, cgroup) = (shared.hierarchy.clone(), orphan.cgroup.clone());
         let first = move || crate::pod::sweep_one(&hierarchy, &cgroup);
         if let Err(error) = shared.disk.remove_container(&orphan.id, first).await {
@@ -182,6 +190,7 @@ async fn sweep(shared: &Arc<Shared>, known: &BTreeSet<SandboxId>) {
     sweep_directories(shared, known).await;
     sweep_cgroups(shared, known).await;
     sweep_scopes(shared, known).await;
+    handlers::sweep_strays(shared).await;
     sweep_snapshots(shared).await;
     let live = shared.views.sandboxes.all().into_iter().filter(|record| {
         record.network_owed

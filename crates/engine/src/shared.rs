@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 
 use crate::cdi::Cdi;
 use crate::disk::Disk;
+use crate::handlers::Handlers;
 use crate::lookup::Identities;
 use crate::meter::Meters;
 use crate::names::Names;
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub systemd: Arc<Systemd>,
     /// Where the monitors are if systemd makes that too.
     pub monitors: Option<Monitors>,
+    pub handlers: Handlers,
 }
 
 /// How each pod's owner is reached.

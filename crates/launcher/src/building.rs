@@ -277,13 +277,32 @@ pub struct ExecFailure {
 #[derive(Debug)]
 pub struct Barrier {
     socket: OwnedFd,
+    /// At the other end is not init but a starter, which runs a runtime's program and says how that went.
+    starter: bool,
 }
 
 impl Barrier {
     /// For a monitor that kept the descriptor across its own re-exec.
     #[must_use]
     pub fn from_fd(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            starter: false,
+        }
+    }
+
+    /// Of a start that is under way in another process: there is nothing to release, and silence is a failure.
+    pub(crate) fn of_starter(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            starter: true,
+        }
+    }
+
+    /// Whether the outcome is told by another process than init, and so may come after init's end.
+    #[must_use]
+    pub fn has_starter(&self) -> bool {
+        self.starter
     }
 
     #[must_use]
@@ -317,7 +336,11 @@ impl Barrier {
                 format!("read the exec status: {e}"),
                 e.raw_os_error().unwrap_or(0),
             ))),
-            Ok(received) if received.length == 0 => Some(Ok(())),
+            Ok(received) if self.starter && received.length == 0 => Some(Err(lost(
+                "the process that starts it ended without a word".to_owned(),
+                0,
+            ))),
+            Ok(received) if received.length == 0 || self.starter && received.length == 1 => Some(Ok(())),
             Ok(received) => Some(Err(serde_json::from_slice(&buffer[..received.length])
                 .unwrap_or_else(|e| lost(format!("unreadable exec status: {e}"), 0)))),
         }

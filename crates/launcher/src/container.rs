@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use holdfast_sys::clone::{Child, Clone3};
 use holdfast_sys::mount::{ATTR_RDONLY, Attributes, Propagation, set_attributes};
 use holdfast_sys::{namespace, scm};
-use oci_spec::runtime::{Linux, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Hooks, Linux, LinuxSeccomp, Process, Spec};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -55,6 +55,16 @@ impl Parts {
         let spec: Spec = serde_json::from_slice(plan.spec)
             .map_err(|e| Fault::invalid(format!("the spec of {} is unreadable: {e}", plan.name)))?;
         let missing = |what: &str| Fault::invalid(format!("the spec of {} has no {what}", plan.name));
+        if spec
+            .hooks()
+            .as_ref()
+            .is_some_and(|hooks| *hooks != Hooks::default())
+        {
+            return Err(Fault::unsupported(format!(
+                "{} has OCI hooks, which the built-in launcher does not run: an external runtime handler does",
+                plan.name
+            )));
+        }
         let process = spec.process().clone().ok_or_else(|| missing("process"))?;
         let linux = spec.linux().clone().ok_or_else(|| missing("linux part"))?;
         let mut warnings = Vec::new();
@@ -223,7 +233,7 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
 }
 
 /// The root file system as a detached mount.
-fn open_rootfs(
+pub(crate) fn open_rootfs(
     rootfs: &Rootfs,
     proc: &Procfs,
     mapping: Option<&Mapping<'_>>,

@@ -176,6 +176,23 @@ impl Caps {
         }
     }
 
+    /// The sets as a spec has them.
+    pub fn to_spec(self) -> serde_json::Value {
+        let names = |bits: u64| -> Vec<String> {
+            let held = (0..)
+                .zip(NAMES)
+                .filter(|(number, _)| bits & (1u64 << number) != 0);
+            held.map(|(_, name): (u32, _)| format!("CAP_{name}")).collect()
+        };
+        serde_json::json!({
+            "bounding": names(self.bounding),
+            "effective": names(self.effective),
+            "permitted": names(self.permitted),
+            "inheritable": names(self.inheritable),
+            "ambient": names(self.ambient),
+        })
+    }
+
     /// Nobody can be given what we do not have.
     fn limit(&mut self, held: u64, clamp: bool, warnings: &mut Vec<String>) -> Result<()> {
         let asked = self.bounding | self.effective | self.permitted | self.inheritable;

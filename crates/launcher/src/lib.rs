@@ -23,6 +23,8 @@
 //! was seen unless something kills it, since it waits at the barrier; its exit status, if it comes early, belongs to
 //! the pid of the `Built` that follows.
 //!
+//! [`Handler`] is the seam between these and OCI runtimes that are installed beside us ([`External`]).
+//!
 //! This crate leaves out: stdio pumping, exit records, cgroup removal after a container has ended (the monitor's),
 //! and networking beyond making the namespace and its loopback.
 
@@ -38,7 +40,9 @@ mod creds;
 mod devices;
 mod error;
 mod exec;
+mod external;
 mod fault;
+mod handler;
 mod init;
 mod limits;
 mod mounts;
@@ -54,16 +58,20 @@ mod selinux;
 mod staging;
 mod sysctl;
 mod userns;
+mod walk;
 
 pub use building::{Barrier, Building, Built, ExecFailure};
 pub use container::create_container;
 pub use error::{Error, Kind};
 pub use exec::exec;
+pub use external::External;
+pub use handler::{BuiltIn, Handler, Made};
 pub use plan::{
     CgroupDriver, CgroupRef, ContainerPlan, ExecPlan, IdMap, PodNamespaces, Rootfs, SandboxPlan, Stdio,
     WindowSize,
 };
 pub use sandbox::{create_sandbox, unbind_namespace};
+pub use walk::kill_tree;
 
 /// Opens what every build of this process needs, which the first build does by itself otherwise: one descriptor.
 pub fn warm_up() -> Result<(), Error> {

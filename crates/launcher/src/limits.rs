@@ -43,6 +43,20 @@ impl Limits {
     /// limit of open files. With `clamp` a limit that we may not raise becomes the one that we have.
     pub fn prepare(&mut self, clamp: bool, warnings: &mut Vec<String>) -> Result<()> {
         let files = process::limit(NOFILE, None).at(|| "read the limit of open files")?;
+        self.raise(clamp, warnings)?;
+        self.files = Some(files);
+        let now = process::limit(NOFILE, None).at(|| "read the limit of open files")?;
+        let ours = Limit {
+            soft: now.hard.min(1 << 16).max(now.soft),
+            hard: now.hard,
+        };
+        process::limit(NOFILE, Some(ours))
+            .map(drop)
+            .at(|| "raise our limit of open files")
+    }
+
+    /// The first part of it: the limits that the new process is to have.
+    pub fn raise(&mut self, clamp: bool, warnings: &mut Vec<String>) -> Result<()> {
         for (number, wanted) in &mut self.wanted {
             let what = || format!("set resource limit {number} to {}", wanted.hard);
             let now = process::limit(*number, None).at(what)?;
@@ -65,15 +79,14 @@ impl Limits {
                 other => other.map(drop).at(what)?,
             }
         }
-        self.files = Some(files);
-        let now = process::limit(NOFILE, None).at(|| "read the limit of open files")?;
-        let ours = Limit {
-            soft: now.hard.min(1 << 16).max(now.soft),
-            hard: now.hard,
-        };
-        process::limit(NOFILE, Some(ours))
-            .map(drop)
-            .at(|| "raise our limit of open files")
+        Ok(())
+    }
+
+    /// What came of a wish.
+    pub fn of(&self, kind: PosixRlimitType) -> Option<Limit> {
+        let wanted = number(kind);
+        let found = self.wanted.iter().find(|(number, _)| *number == wanted);
+        found.map(|(_, limit)| *limit)
     }
 
     /// Sets the limits in the new process, last of all.

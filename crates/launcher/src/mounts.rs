@@ -51,9 +51,9 @@ pub(crate) enum Kind {
 /// The directories of an overlay among the mounts.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Layers {
-    lowers: Vec<PathBuf>,
-    upper: Option<(PathBuf, PathBuf)>,
-    options: Vec<String>,
+    pub lowers: Vec<PathBuf>,
+    pub upper: Option<(PathBuf, PathBuf)>,
+    pub options: Vec<String>,
 }
 
 impl Layers {

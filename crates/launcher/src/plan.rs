@@ -1,6 +1,6 @@
 //! What the monitor asks for: the inputs of the three operations.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use holdfast_cgroups::Hierarchy;
@@ -121,6 +121,20 @@ pub enum Stdio {
     Terminal { size: Option<WindowSize> },
 }
 
+impl Stdio {
+    /// The process's ends, in order.
+    pub(crate) fn ends(&self) -> [Option<BorrowedFd<'_>>; 3] {
+        match self {
+            Self::Terminal { .. } => [None; 3],
+            Self::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => [stdin, stdout, stderr].map(|end| end.as_ref().map(AsFd::as_fd)),
+        }
+    }
+}
+
 /// A container, up to the exec barrier.
 #[derive(Debug)]
 pub struct ContainerPlan<'a> {
@@ -131,11 +145,13 @@ pub struct ContainerPlan<'a> {
     pub name: &'a str,
     /// OCI runtime spec (JSON). A namespace with no path is new, one that is not listed is the host's; the path `pod:`
     /// is the sandbox's own, `pid:N` process N's. The mount source `pod:shm` is the pod's /dev/shm (the host's where the
-    /// pod has the host's IPC namespace). Users are numbers already. `root.path`, `hostname` and `hooks` are not read.
+    /// pod has the host's IPC namespace). Users are numbers already. `root.path` and `hostname` are not read.
     pub spec: &'a [u8],
     pub rootfs: Rootfs,
     pub cgroup: CgroupRef,
     pub namespaces: &'a PodNamespaces,
+    /// Pause, whose namespaces `namespaces` are: an external runtime joins them by path.
+    pub pause_pid: i32,
     /// The pidfd of the process that `pid:N` names, if the caller holds it: it rules out a reused number.
     pub target: Option<BorrowedFd<'a>>,
     pub stdio: Stdio,

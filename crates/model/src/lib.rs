@@ -21,8 +21,8 @@ pub use container::{
 };
 pub use id::{ContainerId, IdError, SandboxId};
 pub use record::{
-    CgroupDriver, ContainerReason, ContainerRecord, ContainerUser, ExitInfo, ResolvedImage, SCOPE_PREFIX,
-    SandboxRecord, scope_unit,
+    CgroupDriver, ContainerReason, ContainerRecord, ContainerUser, ExitInfo, OciRuntime, ResolvedImage,
+    SCOPE_PREFIX, SandboxRecord, scope_unit,
 };
 pub use resources::{HugepageLimit, Resources};
 pub use sandbox::{DnsConfig, PortMapping, Protocol, SandboxMetadata, SandboxSpec};

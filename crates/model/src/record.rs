@@ -1,11 +1,24 @@
 //! What is kept of a pod and a container on disk: enough to answer for them and to clean up after them.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ContainerEvent, ContainerId, ContainerSpec, ContainerState, Illegal, SandboxEvent, SandboxId,
     SandboxSpec, SandboxState, SelinuxLabels, Signal,
 };
+
+/// A program that makes containers in place of the built-in launcher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OciRuntime {
+    pub program: PathBuf,
+    /// Its state directory.
+    pub root: PathBuf,
+    /// Options before the command.
+    #[serde(default)]
+    pub options: Vec<String>,
+}
 
 /// One pod. Times are nanoseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +29,9 @@ pub struct SandboxRecord {
     pub created_at: i64,
     /// Runtime handler that was asked for; empty: the default.
     pub handler: String,
+    /// What that handler was then: the pod keeps it, whatever the configuration says later. `None`: built in.
+    #[serde(default)]
+    pub runtime: Option<OciRuntime>,
     /// The pod's cgroup, relative to the hierarchy's root; where its processes are, [`Self::cgroup_of`] says.
     pub cgroup: String,
     /// Who makes the cgroups below it. A pod keeps its driver when the daemon's configuration changes.
@@ -238,6 +254,9 @@ pub struct ContainerRecord {
     /// How an update of its limits that is under way is taken back, as the `cgroups` crate wrote it.
     #[serde(default)]
     pub undo: Option<serde_json::Value>,
+    /// The pod's, by which it is removed even where nobody knows the pod. `None`: built in.
+    #[serde(default)]
+    pub runtime: Option<OciRuntime>,
 }
 
 impl ContainerRecord {

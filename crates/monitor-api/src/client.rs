@@ -521,6 +521,7 @@ fn describe(
         entry.tty = shape.tty;
         entry.has_stdin = shape.has_stdin;
         entry.has_log_state = shape.has_log_state;
+        entry.has_mounts = shape.has_mounts;
     }
     entry
 }

@@ -85,6 +85,8 @@ pub struct ContainerDescriptors {
     pub stdio: Stdio,
     /// The log pump's memory.
     pub log_state: Option<OwnedFd>,
+    /// The mount namespace that an OCI runtime works in.
+    pub mounts: Option<OwnedFd>,
 }
 
 /// Which descriptors a container has; the part that [`ContainerCreated`] and [`ContainerEntry`] share.
@@ -93,6 +95,7 @@ pub struct Shape {
     pub tty: bool,
     pub has_stdin: bool,
     pub has_log_state: bool,
+    pub has_mounts: bool,
 }
 
 impl From<&ContainerCreated> for Shape {
@@ -101,6 +104,7 @@ impl From<&ContainerCreated> for Shape {
             tty: message.tty,
             has_stdin: message.has_stdin,
             has_log_state: message.has_log_state,
+            has_mounts: message.has_mounts,
         }
     }
 }
@@ -111,6 +115,7 @@ impl From<&ContainerEntry> for Shape {
             tty: message.tty,
             has_stdin: message.has_stdin,
             has_log_state: message.has_log_state,
+            has_mounts: message.has_mounts,
         }
     }
 }
@@ -131,6 +136,7 @@ impl ContainerDescriptors {
             pidfd,
             stdio,
             log_state: shape.has_log_state.then(|| due(from)).transpose()?,
+            mounts: shape.has_mounts.then(|| due(from)).transpose()?,
         })
     }
 
@@ -149,7 +155,12 @@ impl ContainerDescriptors {
                 fds.extend(stdin.as_ref().map(AsFd::as_fd));
             }
         }
-        fds.extend(self.log_state.as_ref().map(AsFd::as_fd));
+        fds.extend(
+            [&self.log_state, &self.mounts]
+                .into_iter()
+                .flatten()
+                .map(AsFd::as_fd),
+        );
         fds
     }
 
@@ -158,6 +169,7 @@ impl ContainerDescriptors {
             tty: matches!(self.stdio, Stdio::Tty { .. }),
             has_stdin: matches!(&self.stdio, Stdio::Pipes { stdin: Some(_), .. }),
             has_log_state: self.log_state.is_some(),
+            has_mounts: self.mounts.is_some(),
         }
     }
 }

@@ -47,4 +47,5 @@ pub const FEATURES: &[&str] = &[
     "exec-stream",
     "attach",
     "pod-sockets",
+    "oci-runtime",
 ];

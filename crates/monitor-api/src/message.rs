@@ -331,11 +331,35 @@ pub struct CreateContainer {
     /// Sources of bind mounts that get the spec's `mountLabel`, with all that is in them.
     #[prost(string, repeated, tag = "21")]
     pub relabel: Vec<String>,
+    /// None: the built-in launcher.
+    #[prost(message, optional, tag = "20")]
+    pub runtime: Option<OciRuntime>,
+}
+
+/// A program that makes and drives a container in place of the built-in launcher, called as runc is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OciRuntime {
+    /// The runtime handler's name, for error texts.
+    #[prost(string, tag = "1")]
+    pub handler: String,
+    /// Absolute path of the program.
+    #[prost(string, tag = "2")]
+    pub program: String,
+    /// Where it keeps its state (`--root`).
+    #[prost(string, tag = "3")]
+    pub root: String,
+    /// The container's bundle, made and removed by the monitor. Its parent is a private mount.
+    #[prost(string, tag = "4")]
+    pub bundle: String,
+    /// Options before the command.
+    #[prost(string, repeated, tag = "5")]
+    pub options: Vec<String>,
 }
 
 /// Descriptors that follow, in this order: init's pidfd (always); then with a TTY its master, else the read end of
-/// stdout, the read end of stderr and, where `has_stdin`, the write end of stdin; last, where `has_log_state`, the memfd
-/// in which the log pump keeps half lines and loss counts, so that a replacement monitor goes on where the old one stopped.
+/// stdout, the read end of stderr and, where `has_stdin`, the write end of stdin; where `has_log_state`, the memfd
+/// in which the log pump keeps half lines and loss counts, so that a replacement monitor goes on where the old one stopped;
+/// where `has_mounts`, the mount namespace that an OCI runtime works in.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ContainerCreated {
     #[prost(int32, tag = "1")]
@@ -348,6 +372,8 @@ pub struct ContainerCreated {
     pub warnings: Vec<String>,
     #[prost(bool, tag = "5")]
     pub has_log_state: bool,
+    #[prost(bool, tag = "20")]
+    pub has_mounts: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -484,6 +510,8 @@ pub struct ContainerEntry {
     pub has_stdin: bool,
     #[prost(bool, tag = "9")]
     pub has_log_state: bool,
+    #[prost(bool, tag = "20")]
+    pub has_mounts: bool,
 }
 
 /// Descriptors: the sandbox's (as [`SandboxCreated`]) first, then each container's in order. A container that has

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use holdfast_launcher::{Barrier, Built, CgroupRef, ContainerPlan, ExecFailure, Rootfs, Stdio as ChildStdio};
 use holdfast_monitor_api::message::{
-    self, ContainerCreated, ContainerStarted, CreateContainer, Exit, Failure, FailureKind, Phase, reply,
+    self, ContainerCreated, ContainerStarted, CreateContainer, Exit, Failure, FailureKind, OciRuntime, Phase,
+    reply,
 };
 use holdfast_monitor_api::{ContainerDescriptors, Stdio};
 use holdfast_sys::pidfd::Ended;
@@ -24,6 +25,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::cgroup;
 use crate::clock;
 use crate::error::{failed, failure, kind_of};
+use crate::handlers;
 use crate::job::Outcome;
 use crate::monitor::{Asker, BUILD_LIMIT, Goal, Monitor, Purpose};
 use crate::poller::{Poller, Token};
@@ -44,6 +46,12 @@ pub(crate) struct Container {
     pub cgroup: CgroupRef,
     pub log_path: String,
     pub manages_cgroup: bool,
+    /// None: the built-in launcher.
+    pub runtime: Option<OciRuntime>,
+    /// Its runtime is being told to forget it.
+    pub deleting: bool,
+    /// It ended while a starter was still at work: told after the start.
+    pub held_end: Option<Option<Ended>>,
     /// `Unspecified` while it is being built.
     pub phase: Phase,
     pub pid: i32,
@@ -94,6 +102,9 @@ impl Container {
             cgroup: cgroup::reference(create.cgroup.as_ref()),
             log_path: create.log_path.clone(),
             manages_cgroup: create.manages_cgroup,
+            runtime: create.runtime.clone(),
+            deleting: false,
+            held_end: None,
             phase: Phase::Unspecified,
             pid: 0,
             ours: true,
@@ -163,6 +174,7 @@ impl Monitor {
     pub(crate) fn create_container(&mut self, asker: Asker, create: &CreateContainer) -> Result<(), Failure> {
         let id = &create.container_id;
         check_id(id)?;
+        handlers::check(create.runtime.as_ref())?;
         if self.containers.iter().any(|container| container.id == *id) {
             let text = format!("container {id} exists already");
             return Err(failure(FailureKind::Precondition, text));
@@ -177,6 +189,7 @@ impl Monitor {
         let namespaces = sandbox
             .namespaces()
             .map_err(|error| failed("cannot duplicate the sandbox's descriptors", &error))?;
+        let pause_pid = sandbox.pause_pid;
         let pipes =
             Pipes::new(create).map_err(|error| failed("cannot make the container's pipes", &error))?;
         let hierarchy = self.hierarchy()?;
@@ -188,13 +201,16 @@ impl Monitor {
             rootfs: rootfs(create.rootfs.as_ref())?,
             cgroup: cgroup::reference(create.cgroup.as_ref()),
             namespaces: &namespaces,
+            pause_pid,
             target: None,
             stdio: pipes.inner,
             clamp_privileges: create.clamp_privileges,
             relabel: create.relabel.iter().map(PathBuf::from).collect(),
         };
-        let building =
-            holdfast_launcher::create_container(plan).map_err(|error| crate::error::launcher(&error))?;
+        let handler = handlers::of(create.runtime.as_ref());
+        let building = handler
+            .create(plan)
+            .map_err(|error| crate::error::launcher(&error))?;
         let key = self.key();
         self.add_build(Goal::Container(key), building, BUILD_LIMIT)
             .map_err(|error| failed("cannot watch the builder", &error))?;
@@ -258,6 +274,7 @@ impl Monitor {
             pidfd: built.pidfd,
             stdio,
             log_state: Some(log_state),
+            mounts: built.namespaces.mnt,
         });
         container.pid = built.pid;
         container.own_pid_namespace = leads_pid_namespace(built.pid);
@@ -293,6 +310,7 @@ impl Monitor {
             has_stdin: shape.has_stdin,
             warnings: creating.warnings,
             has_log_state: shape.has_log_state,
+            has_mounts: shape.has_mounts,
         };
         let fds = descriptors.as_fds();
         let link = self.link.as_mut();
@@ -320,12 +338,15 @@ impl Monitor {
             failure,
             removing: std::mem::take(&mut container.removing),
         };
+        let traces = container.traces();
         self.start_cgroup_job(purpose, |all| {
             // What it is just making would come after the removal.
             if let Some(build) = &builder {
                 cgroup::wait_for_death(build.building.builder());
+                traces.abandon(build.building.builder_pid());
             }
-            cgroup::remove(all, &container.cgroup)
+            let _ = cgroup::kill(all, &container.cgroup);
+            traces.delete_with(|| cgroup::remove(all, &container.cgroup))
         });
     }
 
@@ -353,14 +374,13 @@ impl Monitor {
             let text = format!("container {id} is not waiting to be started");
             return Err(failure(FailureKind::Precondition, text));
         }
-        let Some(barrier) = &container.barrier else {
-            let text =
-                format!("container {id} was being created when its monitor died: it cannot be started");
-            return Err(failure(FailureKind::Precondition, text));
-        };
-        barrier
-            .release()
+        let starter = container
+            .handler()
+            .start(container.made(), container.barrier.as_ref())
             .map_err(|error| crate::error::launcher(&error))?;
+        if starter.is_some() {
+            container.barrier = starter;
+        }
         container.starting = Some(asker);
         container.slice_kills = before;
         let container = self.containers.iter().find(|container| container.key == key);
@@ -383,13 +403,14 @@ impl Monitor {
     }
 
     /// Init is dead. Its end of the barrier is closed, but whoever looks through /proc may hold it for a moment longer:
-    /// a start that still waits is answered now, and the exit says the rest.
+    /// a start that still waits is answered now, and the exit says the rest. A starter speaks for itself.
     pub(crate) fn barrier_over(&mut self, key: u32) {
         self.barrier_ready(key);
-        if self
-            .container(key)
-            .is_some_and(|container| container.starting.is_some())
-        {
+        let waits = |container: &mut Container| {
+            let starter = container.barrier.as_ref().is_some_and(Barrier::has_starter);
+            container.starting.is_some() && !starter
+        };
+        if self.container(key).is_some_and(waits) {
             self.past_barrier(key, Ok(()));
         }
     }
@@ -400,7 +421,14 @@ impl Monitor {
         };
         if let Some(barrier) = container.barrier.take() {
             self.poller.forget(barrier.status_fd());
+            if let (true, Err(_), Some(held)) =
+                (barrier.has_starter(), &outcome, container.descriptors.as_ref())
+            {
+                // What does not start must not wait for ever; an init at our own barrier has ended already.
+                let _ = holdfast_sys::pidfd::signal(held.pidfd.as_fd(), libc::SIGKILL);
+            }
         }
+        let held_end = container.held_end.take();
         if outcome.is_ok() && container.phase == Phase::Created {
             container.phase = Phase::Running;
             container.started_at = clock::now();
@@ -418,6 +446,9 @@ impl Monitor {
             }),
         };
         self.answer(asker, body);
+        if let Some(ended) = held_end {
+            self.container_ended(key, ended);
+        }
     }
 
     pub(crate) fn remove_container(&mut self, asker: Asker, id: &str) -> Result<(), Failure> {
@@ -435,9 +466,16 @@ impl Monitor {
             return Ok(());
         }
         container.removing.push(asker);
-        if container.removing.len() > 1 {
-            return Ok(());
+        if container.removing.len() == 1 && !container.deleting {
+            self.begin_removal(key);
         }
+        Ok(())
+    }
+
+    pub(crate) fn begin_removal(&mut self, key: u32) {
+        let Some(container) = self.container(key) else {
+            return;
+        };
         container.barrier = None;
         if let Some(descriptors) = container
             .descriptors
@@ -446,11 +484,11 @@ impl Monitor {
         {
             let _ = holdfast_sys::pidfd::signal(descriptors.pidfd.as_fd(), libc::SIGKILL);
         }
-        let cgroup = container.cgroup.clone();
+        let (cgroup, traces) = (container.cgroup.clone(), container.traces());
         self.start_cgroup_job(Purpose::Remove { container: key }, move |all| {
-            cgroup::remove(all, &cgroup)
+            let _ = cgroup::kill(all, &cgroup);
+            traces.delete_with(|| cgroup::remove(all, &cgroup))
         });
-        Ok(())
     }
 
     /// The cgroup is gone, or could not be made to go.

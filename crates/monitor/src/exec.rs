@@ -8,7 +8,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use holdfast_launcher::{Barrier, Built, CgroupRef, ExecPlan, Stdio};
+use holdfast_launcher::{Barrier, Built, CgroupRef, ExecPlan, Stdio, kill_tree};
 use holdfast_monitor_api::message::{ExecFinished, ExecSync, Failure, FailureKind, reply};
 use holdfast_sys::pidfd::{self, Ended};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -19,7 +19,6 @@ use crate::error::{failed, failure, kind_of};
 use crate::monitor::{Asker, BUILD_LIMIT, Goal, Monitor, Purpose};
 use crate::output::{Output, Progress};
 use crate::poller::Token;
-use crate::walk;
 
 /// Execs at once in one pod.
 const EXECS: usize = 256;
@@ -138,7 +137,9 @@ impl Monitor {
         let hierarchy = self.hierarchy()?;
         let container = self.known(wanted.container_id)?;
         let held = container.running()?;
-        let leaf = match container.manages_cgroup || container.cgroup.path.is_empty() {
+        let handler = container.handler();
+        let whole = container.manages_cgroup || container.cgroup.path.is_empty() || !handler.has_leaves();
+        let leaf = match whole {
             true => String::new(),
             false => format!("exec-{}", wanted.exec_id),
         };
@@ -155,7 +156,9 @@ impl Monitor {
             stdio,
             clamp_privileges: wanted.clamp_privileges,
         };
-        let building = holdfast_launcher::exec(plan).map_err(|error| crate::error::launcher(&error))?;
+        let building = handler
+            .exec(plan)
+            .map_err(|error| crate::error::launcher(&error))?;
         let (container_id, cgroup) = (container.id.clone(), container.cgroup.clone());
         let key = self.key();
         self.add_build(Goal::Exec(key), building, BUILD_LIMIT)
@@ -205,6 +208,9 @@ impl Monitor {
             if let Err(error) = watched {
                 exec.failure = Some(failed("cannot watch an exec", &error));
             }
+        } else {
+            // An external runtime answers when the program runs.
+            self.tell_started(key);
         }
         if let Some(ended) = early {
             self.exec_ended(key, ended);
@@ -369,13 +375,13 @@ impl Monitor {
         if let Some(pidfd) = &exec.pidfd {
             if exec.leaf.is_empty() {
                 let pid = exec.pid;
-                return self.start_job(Purpose::Exec, move || walk::kill_tree(pid));
+                return self.start_job(Purpose::Exec, move || Ok(kill_tree(pid) as u64));
             }
             let _ = pidfd::signal(pidfd.as_fd(), libc::SIGKILL);
         }
         let (cgroup, leaf, pid) = (exec.cgroup.clone(), exec.leaf.clone(), exec.pid);
         self.start_cgroup_job(Purpose::Exec, move |all| {
-            cgroup::kill_leaf(all, &cgroup, &leaf).or_else(|_| walk::kill_tree(pid))
+            cgroup::kill_leaf(all, &cgroup, &leaf).or_else(|_| Ok(kill_tree(pid) as u64))
         });
     }
 }

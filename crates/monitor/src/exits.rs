@@ -123,6 +123,10 @@ impl Monitor {
         if container.ended.is_some() {
             return;
         }
+        if container.starting.is_some() {
+            container.held_end = Some(ended);
+            return;
+        }
         if container.creating.is_some() {
             let text = format!(
                 "the init of container {} was killed before it was complete",
@@ -169,6 +173,7 @@ impl Monitor {
         container.event_due = Some(Instant::now() + DRAIN_WAIT);
         let gone = container.gone_by.is_some();
         self.record(&exit);
+        self.delete_traces(key);
         if gone {
             return self.finish_removal(key, &Ok(()));
         }

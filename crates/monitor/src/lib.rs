@@ -5,6 +5,7 @@
 //! | `monitor` | the loop, timers, who is called for which event |
 //! | `requests` | the daemon's requests that need no module of their own |
 //! | `sandbox`, `containers`, `exec` | what a request about them does, step by step |
+//! | `handlers` | containers that an OCI runtime makes in place of the launcher |
 //! | `stream`, `attach`, `sockets` | exec, attach and port-forward: the daemon's descriptors and ours |
 //! | `exits` | reaping, exit records, the OOM fact |
 //! | `logs` | when a container's pump is started, and what its notices lead to |
@@ -26,6 +27,7 @@ mod error;
 mod exec;
 mod exits;
 mod frame;
+mod handlers;
 mod job;
 mod link;
 mod logs;
@@ -39,7 +41,6 @@ mod sandbox;
 mod snapshot;
 mod sockets;
 mod stream;
-mod walk;
 
 pub use error::Error;
 

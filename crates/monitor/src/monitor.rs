@@ -77,6 +77,14 @@ pub(crate) enum Purpose {
     Remove {
         container: u32,
     },
+    /// By way of the container's runtime handler.
+    Signal {
+        asker: Asker,
+    },
+    /// What a runtime handler keeps of a container that has ended.
+    Delete {
+        container: u32,
+    },
     StopSandbox,
     /// Execs: nobody waits for the answer.
     Exec,
@@ -261,6 +269,7 @@ impl Monitor {
         if let Some(pid) = rustix::process::Pid::from_raw(build.building.builder_pid()) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+        self.abandon(build.goal, build.building.builder_pid());
         build
     }
 
@@ -383,7 +392,10 @@ impl Monitor {
                 }
             }
             Purpose::Settle { container } => self.settled(container, outcome),
-            Purpose::KillAll { asker } => self.answer_done(asker, outcome.map(drop)),
+            Purpose::Delete { container } => self.traces_deleted(container, outcome),
+            Purpose::KillAll { asker } | Purpose::Signal { asker } => {
+                self.answer_done(asker, outcome.map(drop))
+            }
             Purpose::Remove { container } => self.removed(container, outcome),
             Purpose::StopSandbox => self.sandbox_cleaned(outcome),
             Purpose::Exec => {}

@@ -127,6 +127,7 @@ impl Monitor {
             container.creating.is_some()
                 || container.starting.is_some()
                 || !container.reopening.is_empty()
+                || container.deleting
                 || !container.removing.is_empty()
         };
         self.builds.is_empty()
@@ -253,6 +254,8 @@ fn container_state<'a>(container: &'a Container, kept: &mut Kept<'a>) -> Contain
         tty: shape.is_some_and(|shape| shape.tty),
         has_stdin: shape.is_some_and(|shape| shape.has_stdin),
         has_log_state: shape.is_some_and(|shape| shape.has_log_state),
+        has_mounts: shape.is_some_and(|shape| shape.has_mounts),
+        runtime: container.runtime.clone(),
         barrier: container
             .barrier
             .as_ref()
@@ -427,6 +430,7 @@ impl Monitor {
         container.cgroup = cgroup::reference(state.cgroup.as_ref());
         container.log_path = state.log_path;
         container.manages_cgroup = state.manages_cgroup;
+        container.runtime = state.runtime;
         container.phase = Phase::try_from(state.phase).unwrap_or(Phase::Running);
         container.pid = state.pid;
         container.ours = state.ours;
@@ -454,6 +458,7 @@ impl Monitor {
                 tty: state.tty,
                 has_stdin: state.has_stdin,
                 has_log_state: state.has_log_state,
+                has_mounts: state.has_mounts,
             };
             let held = ContainerDescriptors::take(shape, &mut take_all(state.descriptors)?)
                 .map_err(|error| resume_error(&error))?;

@@ -139,6 +139,10 @@ impl Monitor {
                 format!("container {id} has exited"),
             ));
         };
+        if container.runtime.is_some() && signal.signal != libc::SIGKILL {
+            let key = container.key;
+            return self.signal_by_handler(asker, key, signal.signal);
+        }
         let sent = pidfd::signal(held.pidfd.as_fd(), signal.signal);
         if let Err(error) = sent {
             // ESRCH: it is ending now.
@@ -240,5 +244,6 @@ pub(crate) fn entry(container: &Container) -> ContainerEntry {
         tty: shape.is_some_and(|shape| shape.tty),
         has_stdin: shape.is_some_and(|shape| shape.has_stdin),
         has_log_state: shape.is_some_and(|shape| shape.has_log_state),
+        has_mounts: shape.is_some_and(|shape| shape.has_mounts),
     }
 }

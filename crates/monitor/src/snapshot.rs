@@ -2,7 +2,7 @@
 //! process stays, so they stay open. Tags follow the protocol's rule: never reused, unknown ones skipped.
 
 use holdfast_launcher::{CgroupDriver, CgroupRef};
-use holdfast_monitor_api::message::{Cgroup, Exit, Init, SandboxCreated};
+use holdfast_monitor_api::message::{Cgroup, Exit, Init, OciRuntime, SandboxCreated};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Snapshot {
@@ -102,6 +102,10 @@ pub(crate) struct ContainerState {
     pub event_due: bool,
     #[prost(message, repeated, tag = "24")]
     pub taps: Vec<TapState>,
+    #[prost(message, optional, tag = "40")]
+    pub runtime: Option<OciRuntime>,
+    #[prost(bool, tag = "41")]
+    pub has_mounts: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

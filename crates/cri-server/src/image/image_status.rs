@@ -25,6 +25,8 @@ fn info(image: &Image) -> BTreeMap<String, String> {
     let info = serde_json::json!({
         "chainID": image.layers.last().map(ToString::to_string),
         "imageSpec": image.config,
+        "labels": image.config.config().as_ref().and_then(|config| config.labels().clone()),
+        "layers": image.layers.iter().map(ToString::to_string).collect::<Vec<_>>(),
     });
     BTreeMap::from([("info".to_owned(), info.to_string())])
 }

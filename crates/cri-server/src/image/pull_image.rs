@@ -2,7 +2,6 @@
 
 use holdfast_cri_api::v1;
 use holdfast_images::PullRequest;
-use holdfast_model::Invalid;
 use holdfast_registry::Auth;
 use tonic::Status;
 
@@ -14,7 +13,10 @@ pub async fn call(
     request: v1::PullImageRequest,
 ) -> Result<v1::PullImageResponse, Status> {
     let pull = pull_request(request)?;
-    known_handler(&services.node.handlers, &pull.handler)?;
+    services
+        .engine
+        .check_handler(&pull.handler)
+        .map_err(error::engine)?;
     let outcome = services.images.pull(pull, |_| ()).await;
     give_memory_back();
     Ok(v1::PullImageResponse {
@@ -30,18 +32,6 @@ pub fn pull_request(request: v1::PullImageRequest) -> Result<PullRequest, Status
         handler: handler.unwrap_or_default(),
         ..Default::default()
     })
-}
-
-/// An image may be pulled for a runtime handler; one that no pod can have is a mistake.
-fn known_handler(known: &[String], handler: &str) -> Result<(), Status> {
-    if handler.is_empty() || known.iter().any(|name| name == handler) {
-        return Ok(());
-    }
-    let shown: String = handler.chars().take(200).collect();
-    Err(error::invalid(Invalid::new(
-        "image.runtime_handler",
-        format!("{shown:?} is not configured"),
-    )))
 }
 
 /// Credentials that hold nothing are none: kubelet sends such for anonymous pulls.
@@ -77,19 +67,6 @@ pub fn give_memory_back() {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn handlers_that_there_are() {
-        let known = [String::new(), "holdfast".to_owned()];
-        for handler in ["", "holdfast"] {
-            known_handler(&known, handler).unwrap();
-        }
-        let refused = known_handler(&known, "other").unwrap_err();
-        assert_eq!(
-            refused.message(),
-            "image.runtime_handler: \"other\" is not configured"
-        );
-    }
 
     #[test]
     fn what_a_pull_needs() {

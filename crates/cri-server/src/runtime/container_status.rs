@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_cri_api::v1;
-use holdfast_model::ContainerRecord;
+use holdfast_model::{ContainerRecord, SandboxRecord};
 use serde_json::Value;
 use tonic::Status;
 
@@ -22,7 +22,7 @@ pub fn call(
         status: Some(container_status(&record)),
         info: if request.verbose {
             let pod = services.engine.sandbox(record.sandbox.as_str()).ok();
-            info(&record, pod.and_then(|pod| pod.pause_pid))
+            info(&record, pod.as_deref())
         } else {
             BTreeMap::new()
         },
@@ -30,7 +30,11 @@ pub fn call(
 }
 
 /// The names are those that crictl's users and debuggers look for.
-fn info(record: &ContainerRecord, pause: Option<i32>) -> BTreeMap<String, String> {
+fn info(record: &ContainerRecord, pod: Option<&SandboxRecord>) -> BTreeMap<String, String> {
+    let (pause, handler) = (
+        pod.and_then(|pod| pod.pause_pid),
+        pod.map(|pod| pod.handler.as_str()),
+    );
     let mut spec = serde_json::from_str(&record.oci_spec).unwrap_or(Value::Null);
     show_paths(&mut spec, pause);
     let info = serde_json::json!({
@@ -39,7 +43,9 @@ fn info(record: &ContainerRecord, pause: Option<i32>) -> BTreeMap<String, String
         "removing": record.state == holdfast_model::ContainerState::Removing,
         "snapshotKey": record.id.as_str(),
         "snapshotter": "overlayfs",
-        "runtimeType": "holdfast",
+        "runtimeHandler": handler,
+        "runtimeType": crate::node::runtime_type(record.runtime.as_ref()),
+        "runtimeOptions": crate::node::runtime_options(record.runtime.as_ref()),
         "privileged": record.spec.security.privileged,
         "config": json::message("ContainerConfig", &container_config(&record.spec)),
         "runtimeSpec": spec,
@@ -90,7 +96,14 @@ mod tests {
             "linux":{"namespaces":[{"type":"network","path":"pod:"},{"type":"pid","path":"pid:9"},{"type":"mount"}]}}"#
             .into();
         record.spec.metadata.name = "c".into();
-        let info: Value = serde_json::from_str(&info(&record, Some(7))["info"]).unwrap();
+        let pod = crate::testing::sandbox(SandboxId::from_bytes([3; 32]));
+        let info: Value = serde_json::from_str(&info(&record, Some(&pod))["info"]).unwrap();
+        assert_eq!(info["removing"], false);
+        assert_eq!(info["snapshotKey"], record.id.as_str());
+        assert_eq!(
+            (&info["runtimeType"], &info["runtimeHandler"]),
+            (&"holdfast".into(), &"".into())
+        );
         assert_eq!(info["pid"], 8);
         assert_eq!(info["runtimeSpec"]["ociVersion"], "1.2.1");
         assert_eq!(info["config"]["metadata"]["name"], "c");

@@ -228,6 +228,7 @@ mod tests {
             snapshot_owed: true,
             mount_images: Vec::new(),
             undo: None,
+            runtime: None,
         }))
     }
 

@@ -195,6 +195,7 @@ impl Pod {
             snapshot_owed: true,
             mount_images: Vec::new(),
             undo: None,
+            runtime: self.record.runtime.clone(),
             spec: wanted,
         });
         let plan = create::Plan {

@@ -16,6 +16,7 @@ use super::{Context, files, link, scope};
 use crate::Error;
 use crate::adjust::{Subject, adjust};
 use crate::config::bounds;
+use crate::handlers;
 use crate::lookup::{self, Extras, Identity};
 use crate::lsm::selinux;
 use crate::spec::{self, Inputs};
@@ -124,7 +125,11 @@ impl Plan {
             container: &self.record,
             cdi: &self.context.shared.cdi,
         };
-        let adjusted = adjust(subject, built.spec).await?;
+        let mut adjusted = adjust(subject, built.spec).await?;
+        self.context
+            .shared
+            .handlers
+            .adjust(&self.pod.handler, &mut adjusted);
         let oci_spec = serde_json::to_string(&adjusted).map_err(|e| Error::Internal {
             what: format!("the spec of {} cannot be written: {e}", self.record.id),
         })?;
@@ -323,7 +328,10 @@ pub(super) async fn remove(
         // Its root may still be in use.
         return vec![error.chain()];
     }
-    // A monitor that took over from a dead one does not know what had ended before: the cgroup is looked at here too.
+    // A monitor that took over from a dead one does not know what had ended before: it is looked at here too.
+    if let Err(error) = handlers::sweep(&context.shared, record).await {
+        return vec![error.chain()];
+    }
     let (hierarchy, cgroup) = (context.shared.hierarchy.clone(), record.cgroup.clone());
     let first = move || super::sweep_one(&hierarchy, &cgroup);
     if let Err(error) = context.shared.disk.remove_container(&id, first).await {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use holdfast_model::{ContainerRecord, ContainerState, SandboxRecord};
 use holdfast_monitor_api::message::{
-    Cgroup, ContainerEntry, CreateContainer, CreateSandbox, Exit, IdMap, Init, KeyValue, Phase,
+    Cgroup, ContainerEntry, CreateContainer, CreateSandbox, Exit, IdMap, Init, KeyValue, OciRuntime, Phase,
 };
 use holdfast_monitor_api::{
     AdoptPlan, AdoptedContainer, Client, ContainerDescriptors, EventStream, MonitorEvent, MonitorInventory,
@@ -217,6 +217,15 @@ pub(super) fn container_message(
         clamp_privileges: context.shared.config.clamp_privileges,
         // Filled in where the container is made.
         relabel: Vec::new(),
+        runtime: record.runtime.as_ref().map(|runtime| OciRuntime {
+            handler: pod.handler.clone(),
+            program: runtime.program.to_string_lossy().into_owned(),
+            root: runtime.root.to_string_lossy().into_owned(),
+            bundle: (context.shared.config.bundles().join(record.id.as_str()))
+                .to_string_lossy()
+                .into_owned(),
+            options: runtime.options.clone(),
+        }),
     }
 }
 

@@ -102,6 +102,10 @@ pub(super) async fn of_container<'a>(
     container: &ContainerRecord,
     limits: &Limits,
 ) -> Result<Held<'a>, Error> {
+    if container.runtime.is_some() {
+        // An external runtime asks systemd itself, and refuses a scope that is there.
+        return Ok(Held { context, scope: None });
+    }
     let name = format!("{}/{}", title(pod), container.spec.metadata.name);
     start(context, pod, container.id.as_str(), (name, limits)).await
 }

@@ -47,6 +47,7 @@ fn case() -> Case {
             state: SandboxState::Ready,
             created_at: 0,
             handler: String::new(),
+            runtime: None,
             cgroup: "/holdfast".into(),
             cgroup_driver: holdfast_model::CgroupDriver::Cgroupfs,
             cgroup_made: false,

@@ -3,6 +3,7 @@
 //! `config.toml` comes first, then `config.d/*.toml` by name; tables are merged, everything else is replaced. A key that
 //! nobody knows is refused with its file and line, and so is a value that cannot be used.
 
+mod handlers;
 mod load;
 mod raw;
 mod validate;

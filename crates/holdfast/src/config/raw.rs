@@ -1,5 +1,6 @@
 //! The keys, as they stand in the files. Nothing is checked here but names and types.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -24,6 +25,8 @@ pub struct Raw {
     pub images: Images,
     pub registry: Registry,
     pub network: Network,
+    /// Runtime handlers with a program of their own, by name.
+    pub handlers: BTreeMap<String, Handler>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -94,6 +97,21 @@ pub struct Rlimit {
     pub name: String,
     pub soft: u64,
     pub hard: u64,
+}
+
+/// An OCI runtime such as runc or crun.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handler {
+    /// The program.
+    pub path: PathBuf,
+    /// Its state directory, which nobody else uses.
+    pub root: Option<PathBuf>,
+    /// Options before the command.
+    #[serde(default)]
+    pub options: Vec<String>,
+    /// File with the `hooks` of the OCI runtime specification that every container gets.
+    pub hooks: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,14 +1,16 @@
 //! From keys to the `Config` of each crate. Every refusal names the key, the value and where it stands.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use holdfast_engine::{CgroupDriver, Handler, Rlimit};
+use holdfast_engine::{CgroupDriver, Rlimit};
 use holdfast_network::Subnet;
 use holdfast_streaming::TlsFiles;
 
+use super::handlers;
 use super::load::Origins;
 use super::raw::{self, Raw};
 use crate::units::{bytes, duration};
@@ -67,7 +69,10 @@ impl Config {
                 .parsed("server.drain", raw.server.drain, duration)?
                 .unwrap_or(Duration::from_secs(10)),
             streaming: check.streaming(raw.streaming)?,
-            engine: check.security(raw.security, check.engine(raw.pods, &root, &state, helpers)?)?,
+            engine: check.security(
+                raw.security,
+                check.engine((raw.pods, raw.handlers), &root, &state, helpers)?,
+            )?,
             images: check.images(raw.images)?,
             registry: check.registry(raw.registry)?,
             network: check.network(raw.network, &root, &state)?,
@@ -104,17 +109,17 @@ fn own_suffix(root: &Path) -> String {
     format!("-{hash:08x}")
 }
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     origins: &'a Origins,
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "raw values end here")]
 impl Check<'_> {
-    fn bad(&self, key: &str, value: impl Display, reason: impl Display) -> anyhow::Error {
+    pub(super) fn bad(&self, key: &str, value: impl Display, reason: impl Display) -> anyhow::Error {
         anyhow!("{}: {key} = {value}: {reason}", self.origins.of(key))
     }
 
-    fn absolute(&self, key: &str, path: PathBuf) -> Result<PathBuf> {
+    pub(super) fn absolute(&self, key: &str, path: PathBuf) -> Result<PathBuf> {
         let plain = path
             .components()
             .all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
@@ -192,7 +197,7 @@ impl Check<'_> {
 
     fn engine(
         &self,
-        raw: raw::Pods,
+        (raw, external): (raw::Pods, BTreeMap<String, raw::Handler>),
         root: &Path,
         state: &Path,
         helpers: PathBuf,
@@ -254,7 +259,7 @@ impl Check<'_> {
             config.host_resolv_conf = self.absolute("pods.resolv_conf", path)?;
         }
         if let Some(names) = raw.handlers {
-            config.handlers = self.handlers(names)?;
+            config.handlers = handlers::built_in(self, names)?;
         }
         if let Some(dirs) = raw.cdi_spec_dirs {
             let dirs = dirs
@@ -262,6 +267,8 @@ impl Check<'_> {
                 .map(|dir| self.absolute("pods.cdi_spec_dirs", dir));
             config.cdi_dirs = dirs.collect::<Result<_>>()?;
         }
+        let external = handlers::external(self, external, (state, &config.handlers))?;
+        config.handlers.extend(external);
         config.rlimits = raw
             .rlimits
             .into_iter()
@@ -287,30 +294,6 @@ impl Check<'_> {
             .parsed("security.selinux", raw.selinux, switch)?
             .unwrap_or(true);
         Ok(config)
-    }
-
-    /// The default, which has no name, is always there.
-    fn handlers(&self, names: Vec<String>) -> Result<Vec<Handler>> {
-        let mut handlers = vec![Handler { name: String::new() }];
-        for name in names {
-            // The name of a RuntimeClass handler is a DNS label.
-            let good = !name.is_empty()
-                && name.len() <= 63
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-            if !good {
-                return Err(self.bad(
-                    "pods.handlers",
-                    format!("{name:?}"),
-                    "a name such as `holdfast` is wanted",
-                ));
-            }
-            if !handlers.iter().any(|h| h.name == name) {
-                handlers.push(Handler { name });
-            }
-        }
-        Ok(handlers)
     }
 
     fn rlimit(&self, raw: raw::Rlimit) -> Result<Rlimit> {
@@ -515,6 +498,27 @@ mod tests {
     }
 
     #[test]
+    fn handlers_with_a_program() {
+        let dir = tempfile::tempdir().unwrap();
+        let hooks = dir.path().join("hooks.json");
+        std::fs::write(&hooks, r#"{"poststop":[{"path":"/bin/true"}]}"#).unwrap();
+        let text = format!(
+            "state = \"/run/x\"\n[handlers.crun]\npath = \"/usr/bin/crun\"\n[handlers.runc]\n\
+             path = \"/usr/sbin/runc\"\nroot = \"/run/runc-of-holdfast\"\noptions = [\"--debug\"]\nhooks = \"{}\"\n",
+            hooks.display()
+        );
+        let handlers = config(&text).unwrap().engine.handlers;
+        let names: Vec<&str> = handlers.iter().map(|h| h.name.as_str()).collect();
+        assert_eq!(names, ["", "holdfast", "crun", "runc"]);
+        let runtime = |n: usize| handlers[n].runtime.clone().unwrap();
+        assert_eq!(runtime(2).root, Path::new("/run/x/handlers/crun"));
+        assert_eq!(runtime(3).root, Path::new("/run/runc-of-holdfast"));
+        assert_eq!(runtime(3).options, ["--debug"]);
+        assert!(runtime(3).hooks.unwrap().poststop().is_some());
+        assert!(handlers[1].runtime.is_none());
+    }
+
+    #[test]
     fn another_root_has_cgroups_of_its_own() {
         let of = |root: &str| config(&format!("root = \"{root}\"")).unwrap().engine;
         assert_eq!(of("/a").default_cgroup, of("/a").default_cgroup);
@@ -561,6 +565,19 @@ mod tests {
                 "2: security.apparmor = \"on\": \"auto\" or \"off\"",
             ),
             ("[pods]\nhandlers = [\"A/b\"]", "2: pods.handlers = \"A/b\""),
+            ("[handlers.A_b]\npath = \"/r\"", "1: handlers.A_b = \"A_b\""),
+            (
+                "[handlers.holdfast]\npath = \"/r\"",
+                "1: handlers.holdfast = \"holdfast\": is a name",
+            ),
+            (
+                "[handlers.runc]\npath = \"runc\"",
+                "2: handlers.runc.path = runc: an absolute",
+            ),
+            (
+                "[handlers.runc]\npath = \"/r\"\nhooks = \"/nowhere/h\"",
+                "3: handlers.runc.hooks = /nowhere/h: No such file",
+            ),
             (
                 "[pods]\nrlimits = [{ name = \"x\", soft = 1, hard = 1 }]",
                 "2: pods.rlimits = \"x\"",

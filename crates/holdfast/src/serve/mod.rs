@@ -90,6 +90,7 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
         images,
         node: Arc::new(node(&config)),
     };
+    let pods = services.engine.clone();
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let told = manager.clone();
@@ -117,6 +118,7 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
     if by_hand {
         upkeep::remove_empty_cgroups(&cgroups);
     }
+    pods.release_mounts();
     tracing::info!("stopped");
     Ok(())
 }
@@ -124,7 +126,6 @@ async fn serve(config: Config, socket: socket::Bound) -> Result<()> {
 fn node(config: &Config) -> Node {
     Node {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        handlers: config.engine.handlers.iter().map(|h| h.name.clone()).collect(),
         recursive_read_only: privileges::kernel_at_least(5, 12),
         user_namespaces: user_namespaces::probe(&config.root),
         config: serde_json::json!({

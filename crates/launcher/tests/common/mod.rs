@@ -400,6 +400,7 @@ impl Lab {
                 ..CgroupRef::default()
             },
             namespaces: pod.namespaces(),
+            pause_pid: pod.built.pid,
             target: None,
             stdio,
             clamp_privileges: true,

@@ -1,4 +1,4 @@
-//! Killing a process and its descendants where no cgroup holds them together. Runs in a job's child.
+//! Killing a process and its descendants where no cgroup holds them together. Takes time: not for a loop.
 //!
 //! Stopping each process before its children are read keeps it from forking away; what has already been orphaned is
 //! not found (a container that manages its own cgroups accepts that for its execs).
@@ -7,12 +7,12 @@ use std::os::fd::AsFd;
 
 use holdfast_sys::pidfd;
 
-use crate::job::Outcome;
-
 /// Processes that one walk visits at most.
 const LIMIT: usize = 65_536;
 
-pub fn kill_tree(root: i32) -> Outcome {
+/// Kills them; how many they were.
+#[must_use]
+pub fn kill_tree(root: i32) -> usize {
     let mut found = vec![root];
     let mut handles = Vec::new();
     let mut next = 0;
@@ -28,7 +28,7 @@ pub fn kill_tree(root: i32) -> Outcome {
     for handle in &handles {
         let _ = pidfd::signal(handle.as_fd(), libc::SIGKILL);
     }
-    Ok(handles.len() as u64)
+    handles.len()
 }
 
 fn children(pid: i32) -> Vec<i32> {
@@ -48,7 +48,20 @@ fn parse(list: &str) -> Vec<i32> {
         .collect()
 }
 
+/// Kills the descendants of `ancestor` that are of this session, and what descends from them.
+pub(crate) fn kill_session(ancestor: i32, session: i32) {
+    let of_session = |pid: &i32| {
+        rustix::process::Pid::from_raw(*pid)
+            .and_then(|pid| rustix::process::getsid(Some(pid)).ok())
+            .is_some_and(|own| own.as_raw_nonzero().get() == session)
+    };
+    for pid in children(ancestor).iter().filter(|pid| of_session(pid)) {
+        let _killed = kill_tree(*pid);
+    }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::process::Command;
     use std::time::{Duration, Instant};
@@ -73,7 +86,7 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(5));
             std::thread::sleep(Duration::from_millis(5));
         }
-        assert_eq!(kill_tree(pid), Ok(4));
+        assert_eq!(kill_tree(pid), 4);
         shell.wait().unwrap();
     }
 }
