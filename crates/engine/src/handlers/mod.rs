@@ -167,7 +167,7 @@ impl Handlers {
             .and_then(|known| known.config.runtime.as_ref())
             .and_then(|runtime| runtime.hooks.clone());
         if let Some(hooks) = hooks {
-            let all = join(spec.hooks().clone(), hooks);
+            let all = join(spec.hooks().clone(), &hooks);
             spec.set_hooks(Some(all));
         }
     }
@@ -233,7 +233,7 @@ pub(crate) fn watch(shared: &Arc<Shared>) {
 }
 
 /// Those that the spec has run first.
-fn join(first: Option<Hooks>, then: Hooks) -> Hooks {
+fn join(first: Option<Hooks>, then: &Hooks) -> Hooks {
     let mut all = first.unwrap_or_default();
     macro_rules! append {
         ($($get:ident $set:ident),*) => {
@@ -273,7 +273,7 @@ mod tests {
     fn hooks_are_put_one_after_the_other() {
         let of_spec = hooks(r#"{"poststop":[{"path":"/a"}]}"#);
         let of_handler = hooks(r#"{"poststop":[{"path":"/b"}],"createRuntime":[{"path":"/c"}]}"#);
-        let all = join(Some(of_spec), of_handler);
+        let all = join(Some(of_spec), &of_handler);
         let paths: Vec<String> = all
             .poststop()
             .iter()
