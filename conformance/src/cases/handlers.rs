@@ -327,7 +327,7 @@ async fn verbose_pod(c: &Context, id: &str) -> anyhow::Result<serde_json::Value>
 async fn hooks_run_with_the_right_state(c: Arc<Context>) -> anyhow::Result<()> {
     let Some(log) = &c.hooks_log else {
         bail!(NotApplicable(
-            "the handlers have no hooks that are known (--hooks-log)".into()
+            "the handlers have no hooks that are known (--hooks-log)"
         ));
     };
     let pod = Pod::run(&c, "hooks").await?;

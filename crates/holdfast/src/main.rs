@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options).map(|()| ExitCode::SUCCESS),
         Command::HoldUserNamespace => serve::user_namespaces::hold().map(|()| ExitCode::SUCCESS),
         Command::Config(which) => config::run(&which).map(|()| ExitCode::SUCCESS),
-        Command::Doctor(options) => doctor::run(options, args.global.output),
+        Command::Doctor(options) => doctor::run(&options, args.global.output),
         command => commands::run(&args.global, command),
     };
     outcome.unwrap_or_else(|error| {

@@ -394,7 +394,7 @@ impl Monitor {
             Purpose::Settle { container } => self.settled(container, outcome),
             Purpose::Delete { container } => self.traces_deleted(container, outcome),
             Purpose::KillAll { asker } | Purpose::Signal { asker } => {
-                self.answer_done(asker, outcome.map(drop))
+                self.answer_done(asker, outcome.map(drop));
             }
             Purpose::Remove { container } => self.removed(container, outcome),
             Purpose::StopSandbox => self.sandbox_cleaned(outcome),

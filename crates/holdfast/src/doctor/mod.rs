@@ -75,7 +75,7 @@ struct Report<'a> {
     checks: &'a [Finding],
 }
 
-pub fn run(options: Doctor, format: Format) -> Result<ExitCode> {
+pub fn run(options: &Doctor, format: Format) -> Result<ExitCode> {
     let (config, configured) = configuration(options)?;
     let mut all = vec![configured];
     all.extend(node::privileges());
@@ -103,7 +103,7 @@ pub fn run(options: Doctor, format: Format) -> Result<ExitCode> {
 }
 
 /// A configuration that cannot be used is a finding too; the rest is then looked at with the defaults.
-fn configuration(options: Doctor) -> Result<(Config, Finding)> {
+fn configuration(options: &Doctor) -> Result<(Config, Finding)> {
     const CHECK: &str = "configuration";
     let overrides = |options: &Doctor| Overrides {
         root: options.root.clone(),
@@ -111,7 +111,7 @@ fn configuration(options: Doctor) -> Result<(Config, Finding)> {
         listen: None,
     };
     let read = config::load(options.config.as_deref())
-        .and_then(|(raw, origins)| Config::new(raw, &origins, overrides(&options)));
+        .and_then(|(raw, origins)| Config::new(raw, &origins, overrides(options)));
     match read {
         Ok(config) => {
             let found = format!(
@@ -126,7 +126,7 @@ fn configuration(options: Doctor) -> Result<(Config, Finding)> {
             let config = Config::new(
                 config::Raw::default(),
                 &config::Origins::default(),
-                overrides(&options),
+                overrides(options),
             )?;
             let finding = Finding::missing(
                 CHECK,
