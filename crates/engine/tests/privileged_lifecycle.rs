@@ -179,7 +179,10 @@ fn what_fails_leaves_nothing_behind() {
     let error = node
         .block_on(node.engine().run_pod_sandbox(node.host_pod("two"), "gvisor"))
         .unwrap_err();
-    assert_eq!(error.to_string(), "runtime handler \"gvisor\" is not configured");
+    assert_eq!(
+        error.to_string(),
+        "runtime handler \"gvisor\" is not configured; there are \"\" (the default), \"holdfast\""
+    );
     node.assert_clean();
 }
 
