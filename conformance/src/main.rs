@@ -172,7 +172,11 @@ impl Context {
 
     /// Where pods write their logs.
     pub fn logs(&self) -> PathBuf {
-        self.scratch.join("logs")
+        // The same cases run for several handlers, and a log is written on from where it ends.
+        match self.cri.handler.as_str() {
+            "" => self.scratch.join("logs"),
+            handler => self.scratch.join("logs").join(handler),
+        }
     }
 }
 

@@ -13,10 +13,14 @@ pub async fn call(
     request: v1::PullImageRequest,
 ) -> Result<v1::PullImageResponse, Status> {
     let pull = pull_request(request)?;
-    services
+    let known = services
         .engine
         .check_handler(&pull.handler)
-        .map_err(error::engine)?;
+        .map_err(error::engine);
+    known.map_err(|status| {
+        let text = format!("image.runtime_handler: {}", status.message());
+        Status::new(status.code(), text)
+    })?;
     let outcome = services.images.pull(pull, |_| ()).await;
     give_memory_back();
     Ok(v1::PullImageResponse {
