@@ -245,14 +245,6 @@ async fn of_a_pod(c: Arc<Context>) -> anyhow::Result<()> {
 async fn of_the_pods_network(c: Arc<Context>) -> anyhow::Result<()> {
     let pod = Pod::run(&c, "traffic").await?;
     let id = pod.sleeper(&c).await?;
-    let address = c
-        .cri
-        .pod_status(&pod.id)
-        .await?
-        .network
-        .map(|n| n.ip)
-        .unwrap_or_default();
-    let (prefix, _) = address.rsplit_once('.').context("an IPv4 address is wanted")?;
     let sent = |stats: &cri::LinuxPodSandboxStats| -> anyhow::Result<u64> {
         let network = stats.network.as_ref().context("network is missing")?;
         recent(network.timestamp, "network")?;
@@ -268,7 +260,7 @@ async fn of_the_pods_network(c: Arc<Context>) -> anyhow::Result<()> {
     c.cri
         .shell(
             &id,
-            &format!("ping -c 3 -W 1 -s 1000 {prefix}.1 >/dev/null 2>&1; true"),
+            r"ping -c 3 -W 1 -s 1000 $(ip -4 route | sed -n 's/^default via \([^ ]*\).*/\1/p') >/dev/null 2>&1; true",
         )
         .await?;
     let deadline = Instant::now() + Duration::from_secs(20);
