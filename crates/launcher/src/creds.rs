@@ -238,7 +238,8 @@ pub(crate) fn label(process: &Process, proc: &crate::procfs::Procfs) -> Result<(
             .map_err(|e| {
                 let fault = Fault::system(format!("ask for the AppArmor profile {profile}"), &e);
                 match e.raw_os_error() {
-                    Some(libc::ENOENT) => Fault::new(
+                    // A kernel that was built with AppArmor and runs without it has the file, and answers EINVAL.
+                    Some(libc::ENOENT | libc::EINVAL) => Fault::new(
                         Kind::NotFound,
                         format!(
                             "{}: the profile is not loaded (apparmor_parser(8) loads it), or this kernel has no AppArmor",
