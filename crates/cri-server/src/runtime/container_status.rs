@@ -1,23 +1,28 @@
 //! RuntimeService.ContainerStatus
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_cri_api::v1;
-use holdfast_model::{ContainerRecord, SandboxRecord};
+use holdfast_model::{ContainerRecord, ContainerState, SandboxRecord};
 use serde_json::Value;
 use tonic::Status;
 
 use crate::translate::{container_config, container_status};
-use crate::{Services, error, json};
+use crate::{Services, call, error, json};
 
-pub fn call(
+/// A program that only prints something, or cannot go on, ends in its first milliseconds. Who asks for the status right after
+/// StartContainer is told so, and need not ask again in some seconds: a container that is younger than this is given the rest
+/// of it. However many are asked for one after the other, the last start was this long ago when the wait is over.
+const SETTLED: Duration = Duration::from_millis(25);
+const LOOK: Duration = Duration::from_millis(2);
+
+pub async fn call(
     services: &Services,
     request: v1::ContainerStatusRequest,
 ) -> Result<v1::ContainerStatusResponse, Status> {
-    let record = services
-        .engine
-        .container(&request.container_id)
-        .map_err(error::engine)?;
+    let record = settled(services, &request.container_id).await?;
     Ok(v1::ContainerStatusResponse {
         status: Some(container_status(&record)),
         info: if request.verbose {
@@ -27,6 +32,21 @@ pub fn call(
             BTreeMap::new()
         },
     })
+}
+
+async fn settled(services: &Services, id: &str) -> Result<Arc<ContainerRecord>, Status> {
+    loop {
+        let record = services.engine.container(id).map_err(error::engine)?;
+        if record.state != ContainerState::Running || !is_young(call::now(), record.started_at) {
+            return Ok(record);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Both in nanoseconds since 1970. A clock that was set back makes nobody wait.
+fn is_young(now: i64, started_at: i64) -> bool {
+    u128::try_from(now.saturating_sub(started_at)).is_ok_and(|age| age < SETTLED.as_nanos())
 }
 
 /// The names are those that crictl's users and debuggers look for.
@@ -40,7 +60,7 @@ fn info(record: &ContainerRecord, pod: Option<&SandboxRecord>) -> BTreeMap<Strin
     let info = serde_json::json!({
         "sandboxID": record.sandbox.as_str(),
         "pid": record.pid.unwrap_or_default(),
-        "removing": record.state == holdfast_model::ContainerState::Removing,
+        "removing": record.state == ContainerState::Removing,
         "snapshotKey": record.id.as_str(),
         "snapshotter": "overlayfs",
         "runtimeHandler": handler,
@@ -87,6 +107,22 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use holdfast_model::{ContainerId, SandboxId};
+
+    #[test]
+    fn only_the_first_milliseconds_are_waited_for() {
+        let start = 1_000_000_000_000;
+        let settled = i64::try_from(SETTLED.as_nanos()).unwrap();
+        for (now, young) in [
+            (start, true),
+            (start + settled - 1, true),
+            (start + settled, false),
+            (i64::MAX, false),
+            (start - 1, false),
+            (0, false),
+        ] {
+            assert_eq!(is_young(now, start), young, "asked at {now}");
+        }
+    }
 
     #[test]
     fn what_debuggers_read() {

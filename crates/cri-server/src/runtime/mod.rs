@@ -225,7 +225,7 @@ impl RuntimeService for RuntimeCalls {
         let request = request.into_inner();
         let subject = request.container_id.clone();
         call::run("ContainerStatus", &subject, Some(call::READ), async {
-            container_status::call(&self.0, request)
+            container_status::call(&self.0, request).await
         })
         .await
     }
