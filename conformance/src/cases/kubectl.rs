@@ -202,7 +202,8 @@ async fn terminal(c: &Context, transport: Transport) -> anyhow::Result<()> {
     let client = Client::start(c, transport).await?;
     let pod = Pod::run(c, "kubectl-tty").await?;
     pod.sleeper(c).await?;
-    let shell = "tty; stty size; exit 5";
+    // The size is sent beside the command, and may come a moment after it has begun.
+    let shell = "tty; n=0; until stty size 2>/dev/null || [ $n = 100 ]; do n=$((n + 1)); sleep 0.05; done; exit 5";
     let line = format!(
         "stty rows 33 cols 101; exec '{}' {} sh -c '{shell}'",
         client.program.display(),
