@@ -203,7 +203,8 @@ async fn terminal(c: &Context, transport: Transport) -> anyhow::Result<()> {
     let pod = Pod::run(c, "kubectl-tty").await?;
     pod.sleeper(c).await?;
     // The size is sent beside the command, and may come a moment after it has begun.
-    let shell = "tty; n=0; until stty size 2>/dev/null || [ $n = 100 ]; do n=$((n + 1)); sleep 0.05; done; exit 5";
+    let shell =
+        "tty; n=0; until stty size 2>/dev/null || [ $n = 100 ]; do n=$((n + 1)); sleep 0.05; done; exit 5";
     let line = format!(
         "stty rows 33 cols 101; exec '{}' {} sh -c '{shell}'",
         client.program.display(),
