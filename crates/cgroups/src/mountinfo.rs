@@ -47,8 +47,8 @@ pub(crate) fn parse_mountinfo(text: &str) -> Vec<Found> {
     out
 }
 
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
+/// A path as proc_pid_mountinfo(5) writes it: space, tab, newline and backslash are three octal digits.
+pub fn unescape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('\\') {

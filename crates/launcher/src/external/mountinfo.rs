@@ -1,5 +1,7 @@
 //! Reading `mountinfo`: which mounts have peers, and which are namespaces that somebody bound to a file.
 
+use holdfast_cgroups::unescape;
+
 /// One line of proc_pid_mountinfo(5), as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
@@ -27,30 +29,6 @@ fn line(text: &str) -> Option<Line> {
         shared: optional.iter().any(|field| field.starts_with("shared:")),
         kind: after.split(' ').next()?.to_owned(),
     })
-}
-
-/// Space, tab, newline and backslash are written as three octal digits.
-fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        let code = rest
-            .get(at + 1..at + 4)
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                out.push(char::from(code));
-                rest = &rest[at + 4..];
-            }
-            None => {
-                out.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    out.push_str(rest);
-    out
 }
 
 /// Where namespaces are bound such that taking them off here is felt nowhere else: their parent mount has no peer.
