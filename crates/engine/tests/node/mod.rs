@@ -33,7 +33,7 @@ pub struct Node {
     bridge: String,
     // Last, for they are dropped in this order: nothing may be at work in the directories any more.
     pub scratch: Scratch,
-    /// As short as an operator's would be.
+    /// As short as an operator's would be; on a disk, for ids cannot be mapped on tmpfs before Linux 6.3.
     state: tempfile::TempDir,
     _reaper: Reaper,
 }
@@ -57,7 +57,10 @@ impl Node {
         isolate_mounts();
         NetNamespace::new().enter();
         let scratch = Scratch::new(name);
-        let state = tempfile::Builder::new().prefix("hf").tempdir_in("/tmp").unwrap();
+        let state = tempfile::Builder::new()
+            .prefix("hf")
+            .tempdir_in("/var/tmp")
+            .unwrap();
         for dir in ["root", "logs"] {
             std::fs::create_dir_all(scratch.path().join(dir)).unwrap();
         }
