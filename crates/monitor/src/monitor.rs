@@ -101,7 +101,7 @@ pub(crate) struct Monitor {
     pub generation: u32,
     pub listener: Option<Listener>,
     pub init: Option<Init>,
-    /// Known from `Init` on; builders and jobs inherit its descriptors.
+    /// Builders and jobs inherit its descriptors; `hierarchy()` gives it from `Init` on.
     pub hierarchy: Option<Hierarchy>,
     pub sandbox: Option<Sandbox>,
     pub containers: Vec<Container>,
@@ -148,7 +148,8 @@ impl Monitor {
             generation: 0,
             listener: None,
             init: None,
-            hierarchy: None,
+            // While a spare waits for its pod there is time. What fails now is tried again by Init, which can tell why.
+            hierarchy: crate::cgroup::detect().ok(),
             sandbox: None,
             containers: Vec::new(),
             builds: Vec::new(),
@@ -326,7 +327,7 @@ impl Monitor {
     }
 
     pub fn hierarchy(&self) -> Result<Hierarchy, Failure> {
-        let known = self.hierarchy.clone();
+        let known = self.init.as_ref().and(self.hierarchy.clone());
         known.ok_or_else(|| failure(FailureKind::Precondition, "the monitor has not been told its pod"))
     }
 

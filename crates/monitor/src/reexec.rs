@@ -371,7 +371,7 @@ pub(crate) fn resume(memfd: &str) -> Result<Monitor, Error> {
         watch(&monitor, &listener, Token::Listener)?;
         monitor.listener = Some(listener);
     }
-    if state.init.is_some() {
+    if state.init.is_some() && monitor.hierarchy.is_none() {
         let detected = cgroup::detect().map_err(|failure| Error::Resume {
             what: failure.message,
         })?;

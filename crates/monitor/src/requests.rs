@@ -111,7 +111,10 @@ impl Monitor {
         self.poller
             .watch(&listener, Token::Listener)
             .map_err(|error| failed("cannot watch the monitor's socket", &error))?;
-        let hierarchy = cgroup::detect()?;
+        let hierarchy = match self.hierarchy.take() {
+            Some(hierarchy) => hierarchy,
+            None => cgroup::detect()?,
+        };
         if !init.monitor_cgroup.is_empty() {
             // In this process, for a move of oneself is the cheap one; before there is anything to hold up.
             cgroup::join(&hierarchy, &init.monitor_cgroup)?;
