@@ -190,6 +190,7 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         in_user_namespace: mapping.is_some(),
     };
     let init = Init {
+        container_id: plan.id,
         process: &parts.process,
         credentials: &parts.credentials,
         limits: &parts.limits,

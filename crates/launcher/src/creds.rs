@@ -1,5 +1,8 @@
 //! Who the process becomes: ids, groups, capabilities, no_new_privs, labels.
 
+use std::ffi::CString;
+
+use holdfast_sys::keyring;
 use holdfast_sys::process::{self, Control};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -228,6 +231,22 @@ impl Caps {
 fn number(cap: &Capability) -> u32 {
     let name = cap.to_string();
     NAMES.iter().position(|n| *n == name).map_or(63, |n| n as u32) // unknown: a bit that no kernel has, and that nobody holds
+}
+
+/// Without it, keys that a process adds to its session could be used by every other container and by the monitor.
+pub(crate) fn join_keyring(container_id: &str) -> Result<()> {
+    // Ids have no NUL; and the name is the one that runc's users know.
+    let name = CString::new(format!("_ses.{container_id}")).unwrap_or_default();
+    match keyring::join_session(&name) {
+        // A kernel without keys, or a runtime that may not use them: then neither may what it starts.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::EDQUOT) => Err(Fault::system(
+            "make the container's session keyring (the quota of its user is used up: /proc/key-users; \
+             kernel.keys.root_maxkeys and kernel.keys.maxkeys of sysctl raise it)",
+            &e,
+        )),
+        other => other.at(|| "make the container's session keyring"),
+    }
 }
 
 /// Asks for AppArmor's or SELinux's label on the next execve. `proc` is a procfs that shows the caller.

@@ -66,6 +66,7 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let spawn = |place: &Place| {
         place.spawn(0, || {
             let init = Init {
+                container_id: plan.container_id,
                 process: &process,
                 credentials: &credentials,
                 limits: &limits,

@@ -30,6 +30,8 @@ const FAILED: i32 = 127;
 /// What container inits and execs have in common.
 #[derive(Debug)]
 pub(crate) struct Init<'a> {
+    /// Processes of one container share a session keyring, and with nobody else.
+    pub container_id: &'a str,
     pub process: &'a Process,
     pub credentials: &'a Credentials,
     pub limits: &'a Limits,
@@ -132,6 +134,7 @@ impl Init<'_> {
         if let Some(terminal) = terminal {
             process::set_controlling_terminal(terminal.as_fd()).at(|| "set the controlling terminal")?;
         }
+        creds::join_keyring(self.container_id)?;
         creds::label(self.process, self.proc)?;
         self.limits.set()?;
         // Before any filter: it might not allow it.

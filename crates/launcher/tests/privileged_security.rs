@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Lab, refused};
+use common::{Lab, PodOptions, refused};
 use serde_json::json;
 
 fn status(out: &str, key: &str) -> String {
@@ -43,6 +43,44 @@ fn capabilities_are_exactly_those_asked_for() {
     let out = lab.run(&pod, &spec).ok();
     assert_eq!(status(&out, "CapEff"), "0000000000000000");
     pod.stop();
+    lab.finish();
+}
+
+#[test]
+fn each_container_has_a_session_keyring_of_its_own() {
+    // Of the keys of other sessions none is shown, and these are the reader's (proc_keys(5)).
+    const OWN: &str = "grep -o ' _ses[^:]*' /proc/keys";
+    let lab = Lab::new();
+    for user in [false, true] {
+        let pod = lab.pod_with(&PodOptions {
+            user,
+            ..PodOptions::default()
+        });
+        let script = format!("{OWN} >/tmp/ring; exec sleep 60");
+        let spec = |script: &str| {
+            let mut spec = lab.spec(&pod, script);
+            spec["linux"]["maskedPaths"] = json!([]);
+            spec
+        };
+        let first = lab.create(&pod, &spec(&script));
+        first.release().unwrap();
+        let mut process = lab.spec(&pod, "")["process"].clone();
+        let script =
+            format!("while ! grep -q sleep /proc/1/comm; do usleep 10000; done; cat /tmp/ring; {OWN}");
+        process["args"] = json!(["sh", "-c", script]);
+        let exec = lab.try_exec(&first, &process, "exec-0").unwrap();
+        exec.release().unwrap();
+        let out = exec.wait(&lab).ok();
+        let rings: Vec<&str> = out.lines().collect();
+        assert_eq!(rings.len(), 2, "{out}");
+        assert!(rings[0].starts_with(" _ses.") && rings[0] == rings[1], "{out}");
+        let second = lab.run(&pod, &spec(OWN)).ok();
+        assert_eq!(second.lines().count(), 1, "{second}");
+        assert_ne!(second.trim_end(), rings[0]);
+        first.kill();
+        first.wait(&lab);
+        pod.stop();
+    }
     lab.finish();
 }
 

@@ -12,6 +12,7 @@ pub mod clone;
 pub mod exec;
 pub mod heap;
 pub mod idmap;
+pub mod keyring;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;
