@@ -75,6 +75,10 @@ test-kubectl: test-build ## exec, attach, port-forward and logs with Debian 13's
 test-kube: build ## a real kubelet and API server: KUBE_APISERVER, KUBELET and KUBECTL are their paths; ARGS pick checks (root)
 	BIN=$(RELEASE) hack/kube/test $(ARGS)
 
+.PHONY: test-kube-vm
+test-kube-vm: build vm-deps ## test-kube on a machine with systemd, cgroup v2 and the systemd driver, and its reboot
+	BIN=$(RELEASE) hack/kube/vm $(ARGS)
+
 lint: deps-test ## formatting, clippy, licences, and this repository's own rules
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings
