@@ -80,7 +80,10 @@ impl Init<'_> {
         if !wait_for_release(self.barrier) {
             return FAILED;
         }
-        let failure = match self.finish(terminal.as_ref()) {
+        let finished = self.finish(terminal.as_ref());
+        // What it owns is closed by then.
+        std::mem::forget(terminal);
+        let failure = match finished {
             Ok(()) => program.exec(),
             Err(fault) => ExecFailure {
                 message: fault.message,
@@ -137,8 +140,9 @@ impl Init<'_> {
         creds::join_keyring(self.container_id)?;
         creds::label(self.process, self.proc)?;
         self.limits.set()?;
-        // Before any filter: it might not allow it.
-        process::cloexec_from(3).at(|| "mark descriptors close-on-exec")?;
+        // Before any filter: it might not allow it. Close-on-exec would come too late: while execve looks for its program,
+        // /proc/self/fd leads through whatever is open (CVE-2024-21626). The barrier is a socket, which leads nowhere.
+        process::close_all_but(&mut [self.barrier.as_raw_fd()]).at(|| "close descriptors")?;
         self.credentials.assume(|| match self.seccomp {
             Some(program) => filter::install(program.instructions(), program.flags())
                 .map(drop)

@@ -240,3 +240,38 @@ fn there_is_nothing_above_the_root() {
     pod.stop();
     lab.finish();
 }
+
+/// What the launcher still has open must lead nowhere while execve looks for the program (CVE-2024-21626): not to the
+/// host's procfs, not to the tree in which the root was put together.
+#[test]
+fn no_descriptor_of_the_launcher_leads_to_a_program() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let running = lab.create(&pod, &lab.spec(&pod, "sleep 60"));
+    running.release().unwrap();
+    let mut spec = lab.spec(&pod, "");
+    for number in 3..20 {
+        for rest in ["self/exe", "1/root/bin/true", "root/bin/true", "bin/true"] {
+            let program = format!("/proc/self/fd/{number}/{rest}");
+            spec["process"]["args"] = json!([program]);
+            let exec = lab.try_exec(&running, &spec["process"], "exec-1").unwrap();
+            let failure = exec.release().expect_err(&program);
+            assert!(
+                matches!(failure.errno, libc::ENOENT | libc::ENOTDIR),
+                "{program}: {failure:?}"
+            );
+            exec.wait(&lab);
+            let container = lab.create(&pod, &spec);
+            let failure = container.release().expect_err(&program);
+            assert!(
+                matches!(failure.errno, libc::ENOENT | libc::ENOTDIR),
+                "{program}: {failure:?}"
+            );
+            container.wait(&lab);
+        }
+    }
+    running.kill();
+    running.wait(&lab);
+    pod.stop();
+    lab.finish();
+}

@@ -21,21 +21,16 @@ pub fn close_all_but(keep: &mut [RawFd]) -> io::Result<()> {
     for fd in keep.iter().filter(|fd| **fd >= 3) {
         let fd = *fd as u32;
         if fd > from {
-            close_range(from, fd - 1, 0)?;
+            close_range(from, fd - 1)?;
         }
         from = from.max(fd + 1);
     }
-    close_range(from, u32::MAX, 0)
+    close_range(from, u32::MAX)
 }
 
-/// Marks every descriptor from `from` up close-on-exec.
-pub fn cloexec_from(from: u32) -> io::Result<()> {
-    close_range(from, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
-}
-
-fn close_range(first: u32, last: u32, flags: libc::c_uint) -> io::Result<()> {
-    // SAFETY: plain numbers. Closing is what the two callers promise.
-    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) }).map(drop)
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: plain numbers. Closing is what the caller promises.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
 /// Makes `fd` the standard descriptor `number` (0 to 2), not close-on-exec.
