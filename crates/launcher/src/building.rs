@@ -3,10 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use holdfast_sys::process::{self, Control};
 use holdfast_sys::{clone, pidfd, scm};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
+use crate::fault::Context;
 use crate::plan::PodNamespaces;
 use crate::{channel, fault};
 
@@ -67,7 +69,8 @@ pub(crate) fn start(
     let (report, report_to) = scm::pair().map_err(failed)?;
     let (barrier, init_end) = scm::pair().map_err(failed)?;
     let child = clone::fork(|| {
-        let report = match body(&init_end) {
+        let built = guard().and_then(|()| body(&init_end));
+        let report = match built {
             Ok(made) => {
                 let (slots, fds): (Vec<_>, Vec<_>) = made.fds.into_iter().unzip();
                 let report = Report::Built {
@@ -91,6 +94,13 @@ pub(crate) fn start(
         barrier: has_barrier.then_some(barrier),
         done: false,
     })
+}
+
+/// What holds for the builder and, but for its end, for all that it clones until they execute a program.
+fn guard() -> fault::Result<()> {
+    // Builders and inits hold the monitor's descriptors and the host's privileges. An init is in the container's
+    // namespaces with them: whoever has CAP_SYS_PTRACE in the pod's user namespace could take it over.
+    process::control(Control::Dumpable(false)).at(|| "become undumpable")
 }
 
 /// A builder at work. Dropping it leaves the builder alone; [`Building::abort`] ends it.
@@ -358,5 +368,74 @@ impl Barrier {
                 return outcome;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_sys::clone::Clone3;
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+    use super::*;
+    use crate::fault::Fault;
+
+    fn drop_capabilities() {
+        let none = CapabilitySets {
+            effective: CapabilitySet::empty(),
+            permitted: CapabilitySet::empty(),
+            inheritable: CapabilitySet::empty(),
+        };
+        set_capabilities(None, none).unwrap_or_else(|e| panic!("{e}"));
+    }
+
+    /// Whether a process of the same user and without capabilities may look into this one, which has none either.
+    fn is_open(pid: i32) -> bool {
+        let look = clone::fork(|| {
+            drop_capabilities();
+            i32::from(std::fs::read_link(format!("/proc/{pid}/exe")).is_err())
+        });
+        let look = look.unwrap_or_else(|e| panic!("{e}"));
+        let ended = pidfd::reap(look.pidfd.as_fd()).unwrap_or_else(|e| panic!("{e}"));
+        ended == pidfd::Ended::Exited(0)
+    }
+
+    fn wait(socket: &OwnedFd) -> Vec<u8> {
+        let mut buffer = [0; 64];
+        let received = scm::recv(socket.as_fd(), &mut buffer).unwrap_or_else(|e| panic!("{e}"));
+        buffer[..received.length].to_vec()
+    }
+
+    #[test]
+    fn nobody_looks_into_a_builder_or_what_it_clones() {
+        let (ours, theirs) = scm::pair().unwrap_or_else(|e| panic!("{e}"));
+        let until_told = || {
+            drop_capabilities();
+            wait(&theirs);
+            0
+        };
+        // That it is the builder's doing: others can be looked into.
+        let other = clone::fork(until_told).unwrap_or_else(|e| panic!("{e}"));
+        let building = start("x", false, |_| {
+            let child = Clone3::default().spawn(until_told).at(|| "clone")?;
+            drop_capabilities();
+            scm::send(theirs.as_fd(), &child.pid.to_ne_bytes(), &[]).at(|| "tell")?;
+            let _reaped = pidfd::reap(child.pidfd.as_fd());
+            Err(Fault::invalid("as told"))
+        });
+        let building = building.unwrap_or_else(|e| panic!("{e}"));
+        let child = wait(&ours).try_into().map_or(0, i32::from_ne_bytes);
+        while !is_open(other.pid) {
+            // It still has its capabilities.
+            std::thread::yield_now();
+        }
+        assert!(!is_open(building.builder_pid()) && !is_open(child));
+        for _ in 0..2 {
+            scm::send(ours.as_fd(), b"end", &[]).unwrap_or_else(|e| panic!("{e}"));
+        }
+        let _reaped = pidfd::reap(other.pidfd.as_fd());
+        assert_eq!(
+            building.wait().err().map(|e| e.to_string()).as_deref(),
+            Some("as told")
+        );
     }
 }

@@ -49,7 +49,9 @@ pub(crate) struct Init<'a> {
 
 /// An init's own user ids are set last; until then it acts as its user namespace's root.
 pub(crate) fn become_root() -> Result<()> {
-    process::set_ids(0, 0, &[]).at(|| "become the user namespace's root")
+    process::set_ids(0, 0, &[]).at(|| "become the user namespace's root")?;
+    // The change of ids has set it anew, to what the sysctl fs.suid_dumpable says.
+    process::control(Control::Dumpable(false)).at(|| "become undumpable")
 }
 
 impl Init<'_> {
@@ -124,8 +126,6 @@ impl Init<'_> {
         let program = Program::new(self.process, Some(home))?;
         let (master, peer) = terminal.unzip();
         self.set_stdio(root, peer.as_ref())?;
-        // Nobody who shares the PID namespace may look into a process that still holds privileges.
-        process::control(Control::Dumpable(false)).at(|| "become undumpable")?;
         let master = master.as_ref().map(AsFd::as_fd);
         say(self.builder.as_fd(), &Word::Ready { warnings }, master.as_slice())
             .at(|| "report to the builder")?;
