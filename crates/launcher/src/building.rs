@@ -8,7 +8,7 @@ use holdfast_sys::{clone, pidfd, scm};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
-use crate::fault::Context;
+use crate::fault::{Context, Fault};
 use crate::plan::PodNamespaces;
 use crate::{channel, fault};
 
@@ -68,8 +68,9 @@ pub(crate) fn start(
     crate::warm_up()?;
     let (report, report_to) = scm::pair().map_err(failed)?;
     let (barrier, init_end) = scm::pair().map_err(failed)?;
+    let monitor = rustix::process::getpid();
     let child = clone::fork(|| {
-        let built = guard().and_then(|()| body(&init_end));
+        let built = guard(monitor).and_then(|()| body(&init_end));
         let report = match built {
             Ok(made) => {
                 let (slots, fds): (Vec<_>, Vec<_>) = made.fds.into_iter().unzip();
@@ -97,7 +98,13 @@ pub(crate) fn start(
 }
 
 /// What holds for the builder and, but for its end, for all that it clones until they execute a program.
-fn guard() -> fault::Result<()> {
+fn guard(monitor: rustix::process::Pid) -> fault::Result<()> {
+    // A builder holds duplicates of all that the monitor has, and nobody would hear what it makes: it must not outlive it.
+    // Its children have no such signal.
+    process::control(Control::ParentDeathSignal(libc::SIGKILL)).at(|| "tie the builder to the monitor")?;
+    if rustix::process::getppid() != Some(monitor) {
+        return Err(Fault::new(Kind::Internal, "the monitor has ended"));
+    }
     // Builders and inits hold the monitor's descriptors and the host's privileges. An init is in the container's
     // namespaces with them: whoever has CAP_SYS_PTRACE in the pod's user namespace could take it over.
     process::control(Control::Dumpable(false)).at(|| "become undumpable")
@@ -377,7 +384,6 @@ mod tests {
     use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
     use super::*;
-    use crate::fault::Fault;
 
     fn drop_capabilities() {
         let none = CapabilitySets {
@@ -399,10 +405,42 @@ mod tests {
         ended == pidfd::Ended::Exited(0)
     }
 
+    fn wait_for_ever() -> ! {
+        loop {
+            std::thread::park();
+        }
+    }
+
     fn wait(socket: &OwnedFd) -> Vec<u8> {
         let mut buffer = [0; 64];
         let received = scm::recv(socket.as_fd(), &mut buffer).unwrap_or_else(|e| panic!("{e}"));
         buffer[..received.length].to_vec()
+    }
+
+    #[test]
+    fn a_builder_dies_with_its_monitor() {
+        let (ours, theirs) = scm::pair().unwrap_or_else(|e| panic!("{e}"));
+        let monitor = clone::fork(|| {
+            let building = start("x", false, |_| {
+                let own = rustix::process::getpid().as_raw_nonzero().get();
+                scm::send(theirs.as_fd(), &own.to_ne_bytes(), &[]).at(|| "tell")?;
+                wait_for_ever()
+            });
+            building.map_or(1, |_| wait_for_ever())
+        });
+        let monitor = monitor.unwrap_or_else(|e| panic!("{e}"));
+        let builder = wait(&ours).try_into().map_or(0, i32::from_ne_bytes);
+        let builder = pidfd::open(builder).unwrap_or_else(|e| panic!("{e}"));
+        pidfd::signal(monitor.pidfd.as_fd(), libc::SIGKILL).unwrap_or_else(|e| panic!("{e}"));
+        let mut fds = [rustix::event::PollFd::new(&builder, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec {
+            tv_sec: 20,
+            tv_nsec: 0,
+        };
+        let ended = rustix::event::poll(&mut fds, Some(&limit));
+        let _not_left = pidfd::signal(builder.as_fd(), libc::SIGKILL);
+        assert_eq!(ended, Ok(1));
+        let _reaped = pidfd::reap(monitor.pidfd.as_fd());
     }
 
     #[test]
