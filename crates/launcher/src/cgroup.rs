@@ -114,11 +114,19 @@ impl Place {
         .spawn(child)
     }
 
-    /// Goes elsewhere: where a container has cgroups below its own, none may be in that (EBUSY).
-    pub fn move_to(&mut self, hierarchy: &Hierarchy, pid: i32) -> Result<()> {
+    /// The cgroup that a container's init is in, for [`Place::move_to`]. To be called while /proc is the host's.
+    pub fn of_init(hierarchy: &Hierarchy, pid: i32, init: BorrowedFd<'_>) -> Result<String> {
         let what = || format!("find the cgroup of process {pid}");
         let path = hierarchy.of_process(Some(pid)).at(what)?;
-        let cgroup = hierarchy.open(&path).at(what)?;
+        // The pidfd still answers, so the number was still init's.
+        holdfast_sys::pidfd::signal(init, 0).at(what)?;
+        Ok(path)
+    }
+
+    /// Goes elsewhere: where a container has cgroups below its own, none may be in that (EBUSY).
+    pub fn move_to(&mut self, hierarchy: &Hierarchy, path: &str) -> Result<()> {
+        let what = || format!("open the cgroup {path}");
+        let cgroup = hierarchy.open(path).at(what)?;
         self.unified = cgroup.open_for_clone().at(what)?;
         Ok(())
     }

@@ -55,6 +55,11 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     // it would be refused.
     let in_cgroup_namespace = differs("cgroup")?;
     let mut place = Place::below(plan.hierarchy, &plan.cgroup, plan.leaf)?;
+    // Asked for here, since after the join /proc is whatever the container has there. Only where it is of use: it costs.
+    let init_cgroup = match plan.leaf {
+        "" => Some(Place::of_init(plan.hierarchy, plan.init_pid, plan.init).map_err(gone)?),
+        _ => None,
+    };
     if let Some(score) = process.oom_score_adj() {
         set_oom_score(score, plan.clamp_privileges, proc, &mut warnings)?;
     }
@@ -95,10 +100,13 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         })
     };
     let child = match spawn(&place) {
-        Err(e) if plan.leaf.is_empty() && e.raw_os_error() == Some(libc::EBUSY) => {
-            place.move_to(plan.hierarchy, plan.init_pid)?;
-            spawn(&place)
-        }
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => match &init_cgroup {
+            Some(path) => {
+                place.move_to(plan.hierarchy, path)?;
+                spawn(&place)
+            }
+            None => Err(e),
+        },
         other => other,
     };
     let child = child.at(|| format!("clone a process for {}", plan.name))?;

@@ -6,9 +6,11 @@ mod common;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use common::{Lab, PodOptions};
+use holdfast_cgroups::Mode;
 use holdfast_launcher::Kind;
 use serde_json::json;
 
@@ -193,6 +195,40 @@ fn an_exec_can_have_a_terminal() {
     running.kill();
     running.wait(&lab);
     drop(master);
+    pod.stop();
+    lab.finish();
+}
+
+/// A container that has delegated its cgroup, as one with systemd in it does: no process may be in the cgroup itself
+/// (EBUSY), so the exec goes where init is. That the container has a procfs of its own by then must not matter.
+#[test]
+fn an_exec_goes_where_init_is_when_the_container_s_cgroup_has_others_below() {
+    let lab = Lab::new();
+    let unified = match lab.hierarchy.mode() {
+        Mode::Unified => "/sys/fs/cgroup",
+        Mode::Hybrid => "/sys/fs/cgroup/unified",
+        Mode::Legacy => panic!("this test needs the unified cgroup hierarchy"),
+    };
+    let pod = lab.pod();
+    let running = lab.create(&pod, &lab.spec(&pod, "sleep 60"));
+    running.release().unwrap();
+    let own = PathBuf::from(format!("{unified}{}", running.cgroup));
+    let below = own.join("below");
+    std::fs::create_dir(&below).unwrap();
+    std::fs::write(below.join("cgroup.procs"), running.built.pid.to_string()).unwrap();
+    let controllers = std::fs::read_to_string(own.join("cgroup.controllers")).unwrap();
+    let controller = controllers.split_whitespace().next().unwrap();
+    std::fs::write(own.join("cgroup.subtree_control"), format!("+{controller}")).unwrap();
+    let mut process = lab.spec(&pod, "")["process"].clone();
+    process["args"] = json!(["sh", "-c", "grep ^0:: /proc/1/cgroup /proc/self/cgroup"]);
+    let exec = lab.try_exec(&running, &process, "").unwrap();
+    exec.release().unwrap();
+    assert_eq!(
+        exec.wait(&lab).ok(),
+        "/proc/1/cgroup:0::/below\n/proc/self/cgroup:0::/below\n"
+    );
+    running.kill();
+    running.wait(&lab);
     pod.stop();
     lab.finish();
 }
