@@ -28,7 +28,7 @@ use crate::plan::{ContainerPlan, Rootfs, Stdio};
 use crate::procfs::Procfs;
 use crate::selinux::Label;
 use crate::userns::Mapping;
-use crate::{staging, sysctl};
+use crate::{staging, sysctl, userns};
 
 /// Forks a builder that brings the container to its barrier.
 pub fn create_container(plan: ContainerPlan<'_>) -> Result<Building, Error> {
@@ -179,6 +179,9 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     devices.make_elsewhere(placing.root)?;
     let later = placing.place(prepared)?;
 
+    if let Some(mapping) = &mapping {
+        userns::give(&plan.stdio, mapping.root());
+    }
     let (ours, theirs) = scm::pair().at(|| "make a socket pair")?;
     let entering = Entering {
         parts: &parts,

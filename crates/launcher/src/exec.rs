@@ -17,6 +17,7 @@ use crate::limits::{Limits, set_oom_score};
 use crate::namespaces::{CGROUP, OF_EXEC, USER};
 use crate::plan::ExecPlan;
 use crate::procfs::Procfs;
+use crate::userns;
 
 /// Forks a builder that brings a process of the container to its barrier.
 pub fn exec(plan: ExecPlan<'_>) -> Result<Building, Error> {
@@ -64,6 +65,9 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         set_oom_score(score, plan.clamp_privileges, proc, &mut warnings)?;
     }
     limits.prepare(plan.clamp_privileges, &mut warnings)?;
+    if in_user_namespace {
+        userns::give(&plan.stdio, userns::root_of(plan.init_pid, proc).map_err(gone)?);
+    }
 
     let all = OF_EXEC | if in_user_namespace { USER } else { 0 };
     namespace::join_process(plan.init, all).at(|| format!("join the namespaces of {}", plan.name))?;

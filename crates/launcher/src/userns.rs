@@ -1,14 +1,17 @@
 //! A pod's user namespace: making it, and its ids as the host has them.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use holdfast_sys::clone::{Clone3, NEWUSER};
 use holdfast_sys::pidfd;
 use holdfast_sys::process::{self, Control};
 use oci_spec::runtime::LinuxIdMapping;
+use rustix::fs::{Gid, OFlags, Uid, fchown};
 
 use crate::fault::{Context, Fault, Result};
-use crate::plan::IdMap;
+use crate::plan::{IdMap, Stdio};
 use crate::procfs::Procfs;
 
 /// Lines of a map that the kernel takes.
@@ -82,6 +85,40 @@ fn to_host(maps: &[IdMap], id: u32) -> Option<u32> {
         .and_then(|m| m.host_id.checked_add(id - m.container_id))
 }
 
+/// Gives the ends of a container's pipes to its root, in ids of the host. In a pipe of an owner whom the user namespace
+/// does not know nobody there can open /dev/stdout, or hand it on to who can. Not all that can be a standard descriptor
+/// has an owner that can be changed, and none of it is reason to fail.
+pub(crate) fn give(stdio: &Stdio, (uid, gid): (u32, u32)) {
+    for end in stdio.ends().into_iter().flatten() {
+        let _best_effort = fchown(end, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    }
+}
+
+/// The root of a process's user namespace, in ids of ours.
+pub(crate) fn root_of(pid: i32, proc: &Procfs) -> Result<(u32, u32)> {
+    let read = |file: &str| {
+        let what = || format!("read the {file} of process {pid}");
+        let map = proc.open(format!("{pid}/{file}"), OFlags::RDONLY).at(what)?;
+        let text = io::read_to_string(File::from(map)).at(what)?;
+        to_host(&parse(&text), 0)
+            .ok_or_else(|| Fault::invalid(format!("{}: it has no id 0: {text:?}", what())))
+    };
+    Ok((read("uid_map")?, read("gid_map")?))
+}
+
+fn parse(text: &str) -> Vec<IdMap> {
+    let line = |line: &str| {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse);
+        let mut next = || numbers.next()?.ok();
+        Some(IdMap {
+            container_id: next()?,
+            host_id: next()?,
+            size: next()?,
+        })
+    };
+    text.lines().filter_map(line).collect()
+}
+
 /// Makes a user namespace with the given maps, held by a process only while it is made.
 pub(crate) fn create(uids: &[IdMap], gids: &[IdMap], proc: &Procfs) -> Result<OwnedFd> {
     if uids.is_empty() || gids.is_empty() || uids.len() > MAP_LIMIT || gids.len() > MAP_LIMIT {
@@ -139,5 +176,7 @@ mod tests {
         assert_eq!(to_host(&maps, 65535), Some(165_535));
         assert_eq!(to_host(&maps, 65536), None);
         assert_eq!(lines(&maps), "0 100000 65536\n");
+        assert_eq!(parse("         0     100000      65536\n"), maps);
+        assert_eq!(parse("0 1\nx y z\n"), []);
     }
 }

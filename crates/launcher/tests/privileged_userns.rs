@@ -107,3 +107,36 @@ fn many_mapped_layers_and_a_shared_pid_namespace() {
     pod.stop();
     lab.finish();
 }
+
+/// What an image like nginx does, whose logs are links to /dev/stdout and /dev/stderr.
+#[test]
+fn standard_output_can_be_opened_and_given_on() {
+    let lab = Lab::new();
+    let pod = lab.pod_with(&with_user());
+    let script =
+        "stat -c '%u %g' /proc/self/fd/1 /proc/self/fd/2; echo out > /dev/stdout; echo err > /dev/stderr";
+    let chown = "; chown 7 /proc/self/fd/1 && stat -L -c %u /proc/self/fd/1";
+    let mut spec = lab.spec(&pod, "sleep 60");
+    let running = lab.create(&pod, &spec);
+    running.release().unwrap();
+    for user in [0, 1000] {
+        let more = if user == 0 { chown } else { "" };
+        spec["process"]["args"] = json!(["sh", "-c", script.replace("stat", "stat -L") + more]);
+        spec["process"]["user"] = json!({"uid": user, "gid": user});
+        let own = format!("{user} 0\n{user} 0\nout\n");
+        let want = if user == 0 { own + "7\n" } else { own };
+        let container = lab.run(&pod, &spec);
+        assert_eq!(
+            (container.out.as_str(), container.err.as_str()),
+            (&*want, "err\n")
+        );
+        let exec = lab.try_exec(&running, &spec["process"], "exec-1").unwrap();
+        exec.release().unwrap();
+        let exec = exec.wait(&lab);
+        assert_eq!((exec.out.as_str(), exec.err.as_str()), (&*want, "err\n"));
+    }
+    running.kill();
+    running.wait(&lab);
+    pod.stop();
+    lab.finish();
+}
