@@ -199,6 +199,7 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         limits: &parts.limits,
         seccomp: parts.seccomp.as_ref(),
         stdio: &plan.stdio,
+        make_directory: true,
         console,
         tasks: &place.tasks,
         proc,
@@ -429,7 +430,11 @@ impl Entering<'_> {
 
     /// What the root lacks is made before it becomes read-only.
     fn finish_root(&self, root: Root<'_>) -> Result<()> {
-        ensure_working_directory(root, self.parts.process.cwd())?;
+        match ensure_working_directory(root, self.parts.process.cwd()) {
+            // It is there, or is not to be made by root: its user is the one to try.
+            Err(denied) if denied.errno == libc::EACCES => {}
+            other => drop(other?),
+        }
         let attributes = Attributes {
             set: if self.parts.read_only { ATTR_RDONLY } else { 0 },
             ..Attributes::default()

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use holdfast_sys::keyring;
 use holdfast_sys::process::{self, Control};
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use rustix::process::getgroups;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::error::Kind;
@@ -112,6 +113,24 @@ impl Credentials {
             caps,
             no_new_privs: process.no_new_privileges().unwrap_or(false),
         })
+    }
+
+    /// Does `work` as the user, and becomes root again. Real and saved ids as well, which FUSE looks at; capabilities are
+    /// kept, but not in effect.
+    pub fn try_on<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let held = capabilities(None).at(|| "read our own capabilities")?;
+        let groups = getgroups().at(|| "read our own groups")?;
+        let groups: Vec<u32> = groups.into_iter().map(rustix::fs::Gid::as_raw).collect();
+        process::control(Control::KeepCapabilities(true)).at(|| "keep capabilities")?;
+        process::set_ids(self.uid, self.gid, &self.groups)
+            .at(|| format!("become user {} and group {}", self.uid, self.gid))?;
+        let done = work();
+        set_capabilities(None, held).at(|| "take up capabilities again")?;
+        process::set_ids(0, 0, &groups).at(|| "become root again")?;
+        process::control(Control::KeepCapabilities(false)).at(|| "keep capabilities")?;
+        // Each change of ids has set it anew.
+        process::control(Control::Dumpable(false)).at(|| "become undumpable")?;
+        Ok(done)
     }
 
     /// Becomes the user, with these capabilities and no more. Everything else that needs privileges was done before;

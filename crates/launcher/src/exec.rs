@@ -81,6 +81,7 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
                 limits: &limits,
                 seccomp: seccomp.as_ref(),
                 stdio: &plan.stdio,
+                make_directory: false,
                 console: false,
                 tasks: &place.tasks,
                 proc,

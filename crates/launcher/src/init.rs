@@ -39,6 +39,8 @@ pub(crate) struct Init<'a> {
     pub stdio: &'a Stdio,
     /// Version 1 `tasks` files to join.
     pub tasks: &'a [OwnedFd],
+    /// Make the working directory where there is none.
+    pub make_directory: bool,
     /// Bind the terminal, if there is one, at /dev/console.
     pub console: bool,
     /// A procfs that shows this process, for labels.
@@ -151,12 +153,22 @@ impl Init<'_> {
         })
     }
 
-    /// The working directory must be inside the root (CVE-2024-21626).
+    /// The working directory must be inside the root (CVE-2024-21626). Where root may not go (NFS with root_squash,
+    /// FUSE, a volume of an owner whom the user namespace does not know) its user may.
     fn change_directory(&self, root: Root<'_>) -> Result<()> {
         let cwd = self.process.cwd();
-        let what = || format!("change to the working directory {}", cwd.display());
-        let dir = ensure_working_directory(root, cwd)?;
-        rustix::process::fchdir(&dir).at(what)?;
+        let enter = || -> Result<()> {
+            let dir = match self.make_directory {
+                true => ensure_working_directory(root, cwd)?,
+                false => find_working_directory(root, cwd)?,
+            };
+            let entered = rustix::process::fchdir(&dir).at(|| entering(cwd));
+            entered.map_err(|fault| fault.kind(Kind::Invalid))
+        };
+        match enter() {
+            Err(denied) if denied.errno == libc::EACCES => self.credentials.try_on(enter)??,
+            other => other?,
+        }
         let is_inside =
             rustix::process::getcwd(Vec::new()).is_ok_and(|path| path.as_bytes().first() == Some(&b'/'));
         if is_inside {
@@ -209,20 +221,29 @@ impl Init<'_> {
     }
 }
 
-/// Finds the working directory, or makes it where the image lacks it.
-pub(crate) fn ensure_working_directory(root: Root<'_>, cwd: &Path) -> Result<OwnedFd> {
-    let what = || format!("change to the working directory {}", cwd.display());
+fn entering(cwd: &Path) -> String {
+    format!("change to the working directory {}", cwd.display())
+}
+
+fn find_working_directory(root: Root<'_>, cwd: &Path) -> Result<OwnedFd> {
     if !cwd.is_absolute() {
         return Err(Fault::invalid(format!(
             "the working directory {:?} is not an absolute path",
             cwd.display().to_string()
         )));
     }
-    if cwd.parent().is_none() {
-        return root.find(cwd).at(what);
+    let found = root.find(cwd).at(|| entering(cwd));
+    found.map_err(|fault| fault.kind(Kind::Invalid))
+}
+
+/// Finds the working directory, or makes it where the image lacks it.
+pub(crate) fn ensure_working_directory(root: Root<'_>, cwd: &Path) -> Result<OwnedFd> {
+    match find_working_directory(root, cwd) {
+        Err(absent) if absent.errno == libc::ENOENT => {}
+        other => return other,
     }
     root.ensure(cwd, Want::Directory).map_err(|mut fault| {
-        fault.message = format!("{}: {}", what(), fault.message);
+        fault.message = format!("{}: {}", entering(cwd), fault.message);
         fault.kind(Kind::Invalid)
     })
 }

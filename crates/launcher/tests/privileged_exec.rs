@@ -232,3 +232,33 @@ fn an_exec_goes_where_init_is_when_the_container_s_cgroup_has_others_below() {
     pod.stop();
     lab.finish();
 }
+
+/// A container is given its working directory; an exec finds it or fails, as with the field's other runtimes.
+#[test]
+fn an_exec_makes_no_working_directory() {
+    let lab = Lab::new();
+    let pod = lab.pod();
+    let running = lab.create(&pod, &lab.spec(&pod, "sleep 60"));
+    running.release().unwrap();
+    let mut process = lab.spec(&pod, "")["process"].clone();
+    process["cwd"] = json!("/not/there");
+    let error = common::refused(lab.try_exec(&running, &process, "exec-1"));
+    // As the monitor does: the container's PID namespace ends only when all its processes are reaped.
+    while holdfast_sys::pidfd::reap_any().unwrap().is_some() {}
+    assert_eq!(
+        (error.to_string().as_str(), error.kind()),
+        (
+            "change to the working directory /not/there: no such file or directory",
+            Kind::Invalid
+        )
+    );
+    process["cwd"] = json!("/");
+    process["args"] = json!(["test", "-e", "/not"]);
+    let exec = lab.try_exec(&running, &process, "exec-2").unwrap();
+    exec.release().unwrap();
+    assert_eq!(exec.wait(&lab).code, 1);
+    running.kill();
+    running.wait(&lab);
+    pod.stop();
+    lab.finish();
+}

@@ -140,3 +140,40 @@ fn standard_output_can_be_opened_and_given_on() {
     pod.stop();
     lab.finish();
 }
+
+/// As on NFS with root_squash: the container's root may not enter, but its user may.
+#[test]
+fn a_working_directory_that_only_the_user_may_enter() {
+    let lab = Lab::new();
+    let pod = lab.pod_with(&with_user());
+    let data = lab.path("data");
+    std::fs::create_dir_all(data.join("deep")).unwrap();
+    std::os::unix::fs::chown(&data, Some(0), Some(MAP.host_id + 1000)).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o750)).unwrap();
+    let mut spec = lab.spec(&pod, "sleep 60");
+    let mount = json!({"destination": "/d", "type": "bind", "source": data, "options": ["rbind"]});
+    spec["mounts"].as_array_mut().unwrap().push(mount);
+    let running = lab.create(&pod, &spec);
+    running.release().unwrap();
+    for cwd in ["/d", "/d/deep"] {
+        spec["process"]["cwd"] = json!(cwd);
+        spec["process"]["args"] = json!(["sh", "-c", "pwd; id -u; id -G; grep CapEff /proc/self/status"]);
+        spec["process"]["user"] = json!({"uid": 0, "gid": 0});
+        let error = common::refused(lab.try_create(&pod, &spec));
+        assert_eq!(
+            error.to_string(),
+            format!("change to the working directory {cwd}: permission denied")
+        );
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [2000]});
+        let want = format!("{cwd}\n1000\n1000 2000\nCapEff:\t0000000000000000\n");
+        assert_eq!(lab.run(&pod, &spec).ok(), want);
+        let exec = lab.try_exec(&running, &spec["process"], "exec-1").unwrap();
+        exec.release().unwrap();
+        assert_eq!(exec.wait(&lab).ok(), want);
+    }
+    running.kill();
+    running.wait(&lab);
+    pod.stop();
+    lab.finish();
+}
