@@ -98,7 +98,7 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
     let linux = &parts.linux;
     let pod = plan.namespaces;
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
-    let choices = Choices::resolve(namespaces, pod, plan.target, proc)?;
+    let choices = Choices::resolve(namespaces, pod, plan.targets)?;
     let mapping = match &pod.user {
         Some(user) => Some(Mapping::new(
             user.as_fd(),

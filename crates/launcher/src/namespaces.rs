@@ -7,7 +7,7 @@ use holdfast_sys::clone::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWUSER, NEW
 use holdfast_sys::{namespace, pidfd};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::fault::{Context, Fault, Result};
 use crate::plan::PodNamespaces;
 use crate::procfs::Procfs;
@@ -48,12 +48,11 @@ pub(crate) struct Choices {
 }
 
 impl Choices {
-    /// Reads the spec's list. `target` is the process that `pid:N` names, if the caller holds it.
+    /// Reads the spec's list. `targets` are the processes that `pid:N` may name.
     pub fn resolve(
         list: &[LinuxNamespace],
         pod: &PodNamespaces,
-        target: Option<BorrowedFd<'_>>,
-        proc: &Procfs,
+        targets: &[(i32, BorrowedFd<'_>)],
     ) -> Result<Self> {
         let mut choices = Self::default();
         for entry in list {
@@ -75,7 +74,7 @@ impl Choices {
                     Some(fd) => Choice::Join(duplicate(fd.as_fd())?),
                     None => Choice::Host,
                 },
-                Some(path) => Choice::Join(at_path(&path, kind, target, proc)?),
+                Some(path) => Choice::Join(at_path(&path, kind, targets)?),
             };
         }
         Ok(choices)
@@ -126,25 +125,30 @@ impl Choices {
     }
 }
 
-fn at_path(path: &str, kind: &str, target: Option<BorrowedFd<'_>>, proc: &Procfs) -> Result<OwnedFd> {
+fn at_path(path: &str, kind: &str, targets: &[(i32, BorrowedFd<'_>)]) -> Result<OwnedFd> {
     let Some(pid) = path.strip_prefix("pid:") else {
         let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
         return rustix::fs::open(path, flags, rustix::fs::Mode::empty())
             .at(|| format!("open the {kind} namespace {path}"));
     };
-    let pid: i32 = pid
-        .parse()
-        .ok()
-        .filter(|pid| *pid > 0)
-        .ok_or_else(|| Fault::invalid(format!("namespace path {path:?} names no process")))?;
-    let opened = match target {
-        Some(target) => of_process(pid, target, kind).map_err(|e| match e {
-            Error::Namespace { source, .. } => source,
-            other => io::Error::other(other),
-        }),
-        None => proc.namespace(pid, kind),
-    };
-    opened.at(|| format!("open the {kind} namespace of process {pid}"))
+    of_target(pid, kind, targets).map(|(_, namespace)| namespace)
+}
+
+/// A namespace of the process that `pid:` is followed by: its number and the namespace.
+pub(crate) fn of_target(pid: &str, kind: &str, targets: &[(i32, BorrowedFd<'_>)]) -> Result<(i32, OwnedFd)> {
+    let what = || format!("open the {kind} namespace of process {pid}");
+    let (pid, process) = targets
+        .iter()
+        .find(|(number, _)| number.to_string() == pid)
+        .ok_or_else(|| {
+            let text = format!("{}: no running container of the pod has it", what());
+            Fault::new(Kind::Precondition, text)
+        })?;
+    let opened = of_process(*pid, *process, kind).map_err(|e| match e {
+        Error::Namespace { source, .. } => source,
+        other => io::Error::other(other),
+    });
+    Ok((*pid, opened.at(what)?))
 }
 
 pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd> {

@@ -152,8 +152,8 @@ pub struct ContainerPlan<'a> {
     pub namespaces: &'a PodNamespaces,
     /// Pause, whose namespaces `namespaces` are: an external runtime joins them by path.
     pub pause_pid: i32,
-    /// The pidfd of the process that `pid:N` names, if the caller holds it: it rules out a reused number.
-    pub target: Option<BorrowedFd<'a>>,
+    /// The processes that `pid:N` may name, with what rules out a reused number: the pod's running containers.
+    pub targets: &'a [(i32, BorrowedFd<'a>)],
     pub stdio: Stdio,
     /// Clamp `oom_score_adj`, rlimits and capabilities to what we hold, with a warning, instead of failing.
     pub clamp_privileges: bool,

@@ -114,6 +114,21 @@ fn the_pid_namespace_of_another_container_can_be_joined() {
     let list = spec["linux"]["namespaces"].as_array_mut().unwrap();
     list.retain(|n| n["type"] != "pid");
     list.push(json!({"type": "pid", "path": format!("pid:{}", first.built.pid)}));
+    // A process of nobody's, or one whose number has been given out again since.
+    let refusal = || lab.try_create(&pod, &spec).err().unwrap();
+    assert_eq!(
+        refusal().to_string(),
+        format!(
+            "open the pid namespace of process {}: no running container of the pod has it",
+            first.built.pid
+        )
+    );
+    let gone = holdfast_sys::clone::fork(|| 0).unwrap();
+    holdfast_sys::pidfd::reap(gone.pidfd.as_fd()).unwrap();
+    lab.targets.replace(vec![(first.built.pid, gone.pidfd)]);
+    assert!(refusal().to_string().ends_with(": no such process"));
+    let held = first.built.pidfd.try_clone().unwrap();
+    lab.targets.replace(vec![(first.built.pid, held)]);
     assert_eq!(lab.run(&pod, &spec).ok().trim(), "sleep 60");
     first.kill();
     assert_eq!(first.wait(&lab).code, 137);

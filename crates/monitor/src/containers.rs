@@ -196,13 +196,18 @@ impl Monitor {
         let plan = ContainerPlan {
             id,
             hierarchy: &hierarchy,
+        let running = self.containers.iter().filter_map(|container| {
+            let held = container.running().ok()?;
+            Some((container.pid, held.pidfd.as_fd()))
+        });
+        let targets: Vec<_> = running.collect();
             name: &create.name,
             spec: &create.spec,
             rootfs: rootfs(create.rootfs.as_ref())?,
             cgroup: cgroup::reference(create.cgroup.as_ref()),
             namespaces: &namespaces,
             pause_pid,
-            target: None,
+            targets: &targets,
             stdio: pipes.inner,
             clamp_privileges: create.clamp_privileges,
             relabel: create.relabel.iter().map(PathBuf::from).collect(),

@@ -9,6 +9,7 @@ use crate::creds::Credentials;
 use crate::fault::{Fault, Result};
 use crate::limits::{Limits, set_oom_score};
 use crate::mounts::{Entry, Kind, Layers};
+use crate::namespaces::of_target;
 use crate::plan::{CgroupDriver, ContainerPlan};
 use crate::procfs::Procfs;
 
@@ -101,6 +102,7 @@ fn namespaces(list: &mut Value, plan: &ContainerPlan<'_>) -> Result<()> {
             }
             Some(path) => {
                 if let Some(pid) = path.strip_prefix("pid:") {
+                    let (pid, _there) = of_target(pid, file, plan.targets)?;
                     namespace["path"] = format!("/proc/{pid}/ns/{file}").into();
                 }
             }

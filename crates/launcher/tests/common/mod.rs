@@ -30,6 +30,8 @@ pub struct Lab {
     pub cgroup: String,
     /// Bind sources that the containers to come relabel.
     pub relabel: std::cell::RefCell<Vec<PathBuf>>,
+    /// Whose namespaces the containers to come may name.
+    pub targets: std::cell::RefCell<Vec<(i32, OwnedFd)>>,
     before: Snapshot,
     next: std::cell::Cell<u32>,
     _reaper: Reaper,
@@ -174,6 +176,7 @@ impl Lab {
             hierarchy,
             dir,
             relabel: std::cell::RefCell::default(),
+            targets: std::cell::RefCell::default(),
             before: Snapshot::take(),
             next: 0.into(),
             _reaper: reaper,
@@ -389,6 +392,8 @@ impl Lab {
             };
             (Some(out), Some(err), stdio)
         };
+        let targets = self.targets.borrow();
+        let targets: Vec<_> = targets.iter().map(|(pid, fd)| (*pid, fd.as_fd())).collect();
         let plan = ContainerPlan {
             id: &id,
             hierarchy: &self.hierarchy,
@@ -401,7 +406,7 @@ impl Lab {
             },
             namespaces: pod.namespaces(),
             pause_pid: pod.built.pid,
-            target: None,
+            targets: &targets,
             stdio,
             clamp_privileges: true,
             relabel: self.relabel.borrow().clone(),
@@ -489,6 +494,7 @@ impl Lab {
 
     /// Removes the test's cgroups and checks that no child, mount, descriptor or cgroup is left.
     pub fn finish(self) {
+        self.targets.take();
         let deadline = Instant::now() + Duration::from_secs(60);
         // Short-lived helpers of the launcher are this process's children, too.
         while pidfd::reap_any().unwrap().is_some() {}
