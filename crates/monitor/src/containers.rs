@@ -48,6 +48,8 @@ pub(crate) struct Container {
     pub manages_cgroup: bool,
     /// None: the built-in launcher.
     pub runtime: Option<OciRuntime>,
+    /// We sent it the SIGKILL that it ends with: whatever the kernel has killed in it before, that is no OOM kill.
+    pub killed_by_us: bool,
     /// Its runtime is being told to forget it.
     pub deleting: bool,
     /// It ended while a starter was still at work: told after the start.
@@ -103,6 +105,7 @@ impl Container {
             log_path: create.log_path.clone(),
             manages_cgroup: create.manages_cgroup,
             runtime: create.runtime.clone(),
+            killed_by_us: false,
             deleting: false,
             held_end: None,
             phase: Phase::Unspecified,

@@ -137,7 +137,7 @@ impl Monitor {
         container.ended = Some((ended, clock::now()));
         container.retry = None;
         let kill_rest = !container.own_pid_namespace;
-        let killed = ended == Some(Ended::Signaled(libc::SIGKILL));
+        let killed = ended == Some(Ended::Signaled(libc::SIGKILL)) && !container.killed_by_us;
         let cgroup = container.cgroup.clone();
         // One that is being removed we killed ourselves, with all its processes.
         let settle = (kill_rest || killed) && container.removing.is_empty();
@@ -167,7 +167,8 @@ impl Monitor {
             );
             0
         });
-        let exit = exit(&container.id, ended, oom_kills > 0, finished_at);
+        let oom = oom_kills > 0 && !container.killed_by_us;
+        let exit = exit(&container.id, ended, oom, finished_at);
         container.exit = Some(exit.clone());
         container.phase = Phase::Exited;
         container.event_due = Some(Instant::now() + DRAIN_WAIT);

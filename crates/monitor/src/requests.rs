@@ -146,12 +146,11 @@ impl Monitor {
             let key = container.key;
             return self.signal_by_handler(asker, key, signal.signal);
         }
-        let sent = pidfd::signal(held.pidfd.as_fd(), signal.signal);
-        if let Err(error) = sent {
-            // ESRCH: it is ending now.
-            if error.raw_os_error() != Some(libc::ESRCH) {
-                return Err(failed(&format!("cannot signal container {id}"), &error));
-            }
+        match pidfd::signal(held.pidfd.as_fd(), signal.signal) {
+            Ok(()) => container.killed_by_us |= signal.signal == libc::SIGKILL,
+            // It is ending now.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+            Err(error) => return Err(failed(&format!("cannot signal container {id}"), &error)),
         }
         if signal.all {
             let cgroup = container.cgroup.clone();

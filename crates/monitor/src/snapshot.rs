@@ -106,6 +106,8 @@ pub(crate) struct ContainerState {
     pub runtime: Option<OciRuntime>,
     #[prost(bool, tag = "41")]
     pub has_mounts: bool,
+    #[prost(bool, tag = "42")]
+    pub killed_by_us: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

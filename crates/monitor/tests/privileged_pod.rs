@@ -122,6 +122,25 @@ fn running_out_of_memory_is_told_apart_from_being_killed() {
         pod.client().start(&started.id).await.unwrap();
         let exit = pod.exit_of(&started.id).await;
         assert_eq!((exit.exit_code, exit.oom_killed), (4, false));
+        // Nor does it make one of the SIGKILL that we send later.
+        let create = with_spec(
+            pod.container("worker", &format!("{eat}; echo lost; sleep 1000")),
+            |spec| {
+                spec["linux"]["resources"] = json!({"memory": {"limit": 30 << 20, "swap": 30 << 20}});
+            },
+        );
+        let started = pod.create(create).await;
+        pod.client().start(&started.id).await.unwrap();
+        until("the worker is lost", || {
+            lines(&started.log, "stdout").contains(&"lost".to_owned())
+        })
+        .await;
+        pod.client()
+            .signal(&started.id, libc::SIGKILL, false)
+            .await
+            .unwrap();
+        let exit = pod.exit_of(&started.id).await;
+        assert_eq!((exit.exit_code, exit.signal, exit.oom_killed), (137, 9, false));
         pod.stop().await;
     });
 }
