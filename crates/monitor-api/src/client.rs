@@ -28,7 +28,7 @@ use crate::{Error, FEATURES, REVISION};
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(60);
 /// What ExecSync may take over its own timeout: the kill and the drain.
 const EXEC_GRACE: Duration = Duration::from_secs(15);
-/// Events that may wait to be taken; see [`MonitorEvent::Lagged`].
+/// Events that may wait to be taken, [`MonitorEvent::Lagged`] apart.
 const EVENT_QUEUE: usize = 1024;
 
 /// A connection to one monitor. It closes with the last clone; the event stream alone does not hold it open.
@@ -163,7 +163,7 @@ impl Client {
         let socket = UnixStream::from_std(socket.into()).map_err(failed)?;
         let socket = Arc::new(socket);
         let pending = Pending::default();
-        let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
+        let (sender, receiver) = mpsc::channel(EVENT_QUEUE + 1);
         let reader = tokio::spawn(read_all(socket.clone(), pending.clone(), sender));
         let link = Link {
             socket,
@@ -418,7 +418,10 @@ impl MonitorInventory {
 
 async fn read_all(socket: Arc<UnixStream>, pending: Pending, events: mpsc::Sender<MonitorEvent>) {
     let mut buffer = vec![0; MAX_INLINE + 1024];
-    let mut lagged = false;
+    // The last place in the queue is for `Lagged`. It is taken up again before any event is queued: where that cannot be
+    // done the queue is as full as it was, with the `Lagged` that was sent last in it, which tells of what is dropped now
+    // as well.
+    let mut reserved = None;
     loop {
         if socket.readable().await.is_err() {
             break;
@@ -440,10 +443,13 @@ async fn read_all(socket: Arc<UnixStream>, pending: Pending, events: mpsc::Sende
                 event::Body::PauseExited(exit) => MonitorEvent::PauseExited(exit),
                 event::Body::LogTrouble(trouble) => MonitorEvent::LogTrouble(trouble),
             };
-            if lagged {
-                lagged = events.try_send(MonitorEvent::Lagged).is_err();
+            reserved = reserved.or_else(|| events.clone().try_reserve_owned().ok());
+            if let Some(place) = reserved.take() {
+                match events.try_send(event) {
+                    Ok(()) => reserved = Some(place),
+                    Err(_) => drop(place.send(MonitorEvent::Lagged)),
+                }
             }
-            lagged = lagged || events.try_send(event).is_err();
         }
     }
     pending.fail_all();

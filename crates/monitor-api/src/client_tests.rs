@@ -194,15 +194,29 @@ async fn events_that_nobody_takes_do_not_stop_replies() {
     let (id, _) = peer.take().await;
     peer.reply(id, reply::Body::Done(Empty {}), &[]);
     call.await.unwrap().unwrap();
-    events.next().await;
+    // That some are missing is told though no other event follows.
+    assert_eq!(until_lagged(&mut events).await, EVENT_QUEUE);
     peer.event("after");
-    let mut lagged = false;
-    while let Some(event) = events.next().await {
-        match event {
-            MonitorEvent::Lagged => lagged = true,
-            MonitorEvent::Exited(exit) if exit.container_id == "after" => break,
-            _ => {}
+    assert!(matches!(events.next().await, Some(MonitorEvent::Exited(exit)) if exit.container_id == "after"));
+    let flood = tokio::task::spawn_blocking(move || {
+        for _ in 0..EVENT_QUEUE + 10 {
+            peer.event("x");
+        }
+    });
+    flood.await.unwrap();
+    assert_eq!(until_lagged(&mut events).await, EVENT_QUEUE);
+    assert!(matches!(events.next().await, Some(MonitorEvent::Gone)));
+}
+
+/// How many events come before that.
+async fn until_lagged(events: &mut EventStream) -> usize {
+    let mut taken = 0;
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(20), events.next());
+        match next.await.expect("nothing told that events are missing") {
+            Some(MonitorEvent::Exited(_)) => taken += 1,
+            Some(MonitorEvent::Lagged) => return taken,
+            other => panic!("{other:?}"),
         }
     }
-    assert!(lagged);
 }
