@@ -484,7 +484,7 @@ impl Monitor {
         let Some(container) = self.container(key) else {
             return;
         };
-        container.barrier = None;
+        drop_barrier(&self.poller, container);
         if let Some(descriptors) = container
             .descriptors
             .as_ref()
@@ -580,11 +580,16 @@ impl Monitor {
     }
 }
 
-/// Closes a container's descriptors.
-pub(crate) fn let_go(poller: &Poller, container: &mut Container) {
+/// An init that waits at its barrier ends by that.
+fn drop_barrier(poller: &Poller, container: &mut Container) {
     if let Some(barrier) = container.barrier.take() {
         poller.forget(barrier.status_fd());
     }
+}
+
+/// Closes a container's descriptors.
+pub(crate) fn let_go(poller: &Poller, container: &mut Container) {
+    drop_barrier(poller, container);
     if let Some(descriptors) = container.descriptors.take() {
         for fd in descriptors.as_fds() {
             poller.forget(fd);
@@ -707,6 +712,23 @@ mod tests {
         assert!(!parse_leads("NSpid:\t4711\n"));
         assert!(!parse_leads("NSpid:\t1\n"));
         assert!(!parse_leads(""));
+    }
+
+    /// A builder that hangs in the kernel, though killed, keeps its duplicates.
+    #[test]
+    fn the_barrier_of_a_container_that_is_removed_is_not_heard_of_again() {
+        let mut monitor = Monitor::new().unwrap();
+        let (barrier, init) = holdfast_sys::scm::pair().unwrap();
+        let _held = barrier.try_clone().unwrap();
+        monitor.poller.watch(&barrier, Token::Barrier(1)).unwrap();
+        let mut container = Container::new(1, &CreateContainer::default());
+        container.barrier = Some(Barrier::from_fd(barrier));
+        monitor.containers.push(container);
+        monitor.begin_removal(1);
+        drop(init);
+        let mut tokens = Vec::new();
+        monitor.poller.wait(Some(Duration::ZERO), &mut tokens).unwrap();
+        assert_eq!(tokens, []);
     }
 
     #[test]

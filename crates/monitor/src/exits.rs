@@ -183,7 +183,7 @@ impl Monitor {
 
     /// Has what the pipes still hold written; the event follows.
     pub(crate) fn finish_log(&mut self, key: u32) {
-        let Some(container) = self.container(key) else {
+        let Some(container) = self.containers.iter_mut().find(|container| container.key == key) else {
             return;
         };
         let streams = container
@@ -191,7 +191,7 @@ impl Monitor {
             .as_ref()
             .and_then(|descriptors| Streams::of(descriptors, &container.log_path));
         match streams {
-            Some(streams) => container.log.finish(streams),
+            Some(streams) => container.log.finish(&self.poller, streams),
             None => container.log.drained = true,
         }
         if container.log.drained {

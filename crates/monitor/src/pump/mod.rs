@@ -24,6 +24,7 @@ use holdfast_monitor_api::{ContainerDescriptors, Stdio};
 use holdfast_sys::{clone, scm};
 
 use crate::frame::Stream;
+use crate::poller::Poller;
 pub use tap::Tap;
 use wire::Command;
 pub use wire::Notice;
@@ -148,7 +149,7 @@ impl Pump {
     }
 
     /// The container has ended: have the rest written. Afterwards `drained` may already be true.
-    pub fn finish(&mut self, streams: Streams<'_>) {
+    pub fn finish(&mut self, poller: &Poller, streams: Streams<'_>) {
         self.finishing = true;
         if let Some(running) = &self.running {
             if running.opener {
@@ -158,6 +159,7 @@ impl Pump {
             if wire::send_command(running.control.as_fd(), Command::Finish).is_ok() {
                 return;
             }
+            poller.forget(&running.control);
             self.running = None;
         }
         let empty = |fd: &BorrowedFd<'_>| rustix::io::ioctl_fionread(fd).is_ok_and(|bytes| bytes == 0);
@@ -233,5 +235,42 @@ impl Pump {
         if let Some(pid) = running.and_then(|running| rustix::process::Pid::from_raw(running.pid)) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::poller::Token;
+
+    /// A builder that hangs in the kernel, though killed, keeps its duplicates.
+    #[test]
+    fn a_pump_that_is_gone_when_it_is_to_finish_is_not_heard_of_again() {
+        let poller = Poller::new().unwrap();
+        let (control, theirs) = scm::pair().unwrap();
+        let _held = control.try_clone().unwrap();
+        poller.watch(&control, Token::Pump(1)).unwrap();
+        drop(theirs);
+        let state = rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let running = Running {
+            pid: 0,
+            control,
+            reaped: true,
+            opener: false,
+        };
+        let mut pump = Pump {
+            running: Some(running),
+            ..Pump::default()
+        };
+        let streams = Streams {
+            stdio: None,
+            state: state.as_fd(),
+            log_path: "",
+        };
+        pump.finish(&poller, streams);
+        assert!(pump.drained && pump.running.is_none());
+        let mut tokens = Vec::new();
+        poller.wait(Some(Duration::ZERO), &mut tokens).unwrap();
+        assert_eq!(tokens, []);
     }
 }
