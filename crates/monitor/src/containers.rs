@@ -196,14 +196,14 @@ impl Monitor {
         let pipes =
             Pipes::new(create).map_err(|error| failed("cannot make the container's pipes", &error))?;
         let hierarchy = self.hierarchy()?;
-        let plan = ContainerPlan {
-            id,
-            hierarchy: &hierarchy,
         let running = self.containers.iter().filter_map(|container| {
             let held = container.running().ok()?;
             Some((container.pid, held.pidfd.as_fd()))
         });
         let targets: Vec<_> = running.collect();
+        let plan = ContainerPlan {
+            id,
+            hierarchy: &hierarchy,
             name: &create.name,
             spec: &create.spec,
             rootfs: rootfs(create.rootfs.as_ref())?,
@@ -251,7 +251,7 @@ impl Monitor {
     }
 
     pub(crate) fn container_built(&mut self, key: u32, built: Built) {
-        let early = self.early.take(built.pid);
+        let early = self.early.take(built.pid, built.pidfd.as_fd());
         let Some(container) = self.container(key) else {
             // Given up meanwhile: without its barrier init ends by itself.
             return;
@@ -481,7 +481,7 @@ impl Monitor {
     }
 
     pub(crate) fn begin_removal(&mut self, key: u32) {
-        let Some(container) = self.container(key) else {
+        let Some(container) = self.containers.iter_mut().find(|container| container.key == key) else {
             return;
         };
         drop_barrier(&self.poller, container);

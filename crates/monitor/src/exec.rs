@@ -190,7 +190,7 @@ impl Monitor {
     }
 
     pub(crate) fn exec_built(&mut self, key: u32, built: Built) {
-        let early = self.early.take(built.pid);
+        let early = self.early.take(built.pid, built.pidfd.as_fd());
         let Some(exec) = self.execs.iter_mut().find(|exec| exec.key == key) else {
             // Timed out meanwhile: without its barrier the process ends by itself.
             return;

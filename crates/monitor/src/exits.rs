@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -45,9 +45,14 @@ impl Early {
         self.0.push_back((pid, ended));
     }
 
-    pub fn take(&mut self, pid: i32) -> Option<Ended> {
-        let index = self.0.iter().position(|(early, _)| *early == pid)?;
-        self.0.remove(index).map(|(_, ended)| ended)
+    /// The end of this process, if it has been reaped. What is known of its number alone may be of one that had it
+    /// before: then this one is still there, if only as a zombie, and can be signalled.
+    pub fn take(&mut self, pid: i32, pidfd: BorrowedFd<'_>) -> Option<Ended> {
+        let newest = self.0.iter().rfind(|(early, _)| *early == pid)?.1;
+        self.0.retain(|(early, _)| *early != pid);
+        let signalled = pidfd::signal(pidfd, 0);
+        let reaped = signalled.is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH));
+        reaped.then_some(newest)
     }
 
     /// With no builder at work nobody will ask, and pids are used again.
@@ -292,7 +297,7 @@ enum Answer {
 
 /// Asks how a dead process that is not our child ended. Since Linux 6.15 the kernel tells, once it has been reaped;
 /// before, it never does.
-fn ask(pidfd: std::os::fd::BorrowedFd<'_>, retry: &mut Option<(Instant, Instant)>) -> Answer {
+fn ask(pidfd: BorrowedFd<'_>, retry: &mut Option<(Instant, Instant)>) -> Answer {
     if let Ok(Some(ended)) = pidfd::exit_status(pidfd) {
         return Answer::Ended(Some(ended));
     }
@@ -363,6 +368,8 @@ pub(crate) fn read(state_dir: &Path, id: &str) -> Option<Exit> {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_sys::clone;
+
     use super::*;
 
     #[test]
@@ -413,13 +420,38 @@ mod tests {
 
     #[test]
     fn early_ends_are_taken_once_and_bounded() {
+        let gone = clone::fork(|| 0).unwrap();
+        pidfd::reap(gone.pidfd.as_fd()).unwrap();
+        let gone = gone.pidfd.as_fd();
         let mut early = Early::default();
         for pid in 0..1000 {
             early.add(pid, Ended::Exited(pid));
         }
-        assert_eq!(early.take(999), Some(Ended::Exited(999)));
-        assert_eq!(early.take(999), None);
-        assert_eq!(early.take(0), None);
+        assert_eq!(early.take(999, gone), Some(Ended::Exited(999)));
+        assert_eq!(early.take(999, gone), None);
+        assert_eq!(early.take(0, gone), None);
         assert!(early.0.len() <= EARLY);
+    }
+
+    /// A helper of the launcher ended while a builder was at work, and the builder's process got its number.
+    #[test]
+    fn an_early_end_of_another_is_not_believed() {
+        let (ours, theirs) = holdfast_sys::scm::pair().unwrap();
+        let child = clone::fork(|| {
+            let _told = holdfast_sys::scm::recv(theirs.as_fd(), &mut [0]);
+            7
+        });
+        let child = child.unwrap();
+        let mut early = Early::default();
+        early.add(child.pid, Ended::Exited(1));
+        assert_eq!(early.take(child.pid, child.pidfd.as_fd()), None, "it lives");
+        holdfast_sys::scm::send(ours.as_fd(), b"x", &[]).unwrap();
+        cgroup::wait_for_death(child.pidfd.as_fd());
+        early.add(child.pid, Ended::Exited(1));
+        assert_eq!(early.take(child.pid, child.pidfd.as_fd()), None, "a zombie");
+        let ended = pidfd::reap(child.pidfd.as_fd()).unwrap();
+        early.add(child.pid, Ended::Exited(1));
+        early.add(child.pid, ended);
+        assert_eq!(early.take(child.pid, child.pidfd.as_fd()), Some(Ended::Exited(7)));
     }
 }

@@ -108,6 +108,7 @@ impl Monitor {
         let Some(sandbox) = &mut self.sandbox else {
             return;
         };
+        let early = self.early.take(built.pid, built.pidfd.as_fd());
         let namespaces = built.namespaces;
         let descriptors = SandboxDescriptors {
             pidfd: built.pidfd,
@@ -130,7 +131,7 @@ impl Monitor {
         {
             link.reply(asker.id, reply::Body::SandboxCreated(created), &fds);
         }
-        if let Some(ended) = self.early.take(built.pid) {
+        if let Some(ended) = early {
             self.pause_ended(Some(ended));
         }
     }
