@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fstat, getxattr, openat, openat2, setxattr,
+    Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fstat, getxattr, openat, openat2, setxattr, stat,
 };
 use rustix::io::Errno;
 
@@ -93,7 +93,14 @@ impl<'a> Label<'a> {
     /// Nothing is done where `top` has it: it is set last, so that a relabelling that was broken off is taken up again.
     pub fn relabel(self, top: BorrowedFd<'_>, shown: &Path, proc: &Procfs) -> Result<()> {
         let clean: PathBuf = shown.components().collect();
-        if NEVER.iter().any(|never| clean == Path::new(never)) {
+        // By its name, and by what it is: `/proc/1/root/etc` or a link to it is /etc as well.
+        let own = fstat(top).at(|| format!("look at {}", shown.display()))?;
+        let is_own =
+            |never: &str| stat(never).is_ok_and(|s| (s.st_dev, s.st_ino) == (own.st_dev, own.st_ino));
+        if NEVER
+            .iter()
+            .any(|never| clean == Path::new(never) || is_own(never))
+        {
             return Err(Fault::invalid(format!(
                 "{} may not be relabelled for a container: it is the host's own",
                 shown.display()
@@ -229,5 +236,22 @@ mod tests {
             );
         }
         assert!(label(&"x".repeat(256)).is_some_and(|text| text.contains("is not")));
+    }
+
+    #[test]
+    fn the_host_s_own_directories_are_known_by_any_name() {
+        let dir = tempfile::tempdir().unwrap_or_else(|e| panic!("{e}"));
+        let link = dir.path().join("link");
+        // An empty one, for the case that this test fails.
+        std::os::unix::fs::symlink("/srv", &link).unwrap_or_else(|e| panic!("{e}"));
+        let top = rustix::fs::open(&link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let top = top.unwrap_or_else(|e| panic!("{e}"));
+        let refused = Label::new("u:r:t:s0")
+            .ok()
+            .flatten()
+            .zip(Procfs::shared().ok())
+            .and_then(|(label, proc)| label.relabel(top.as_fd(), &link, proc).err());
+        let text = refused.map(|fault| fault.message).unwrap_or_default();
+        assert!(text.contains("it is the host's own"), "{text}");
     }
 }
