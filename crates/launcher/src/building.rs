@@ -110,7 +110,7 @@ fn guard(monitor: rustix::process::Pid) -> fault::Result<()> {
     process::control(Control::Dumpable(false)).at(|| "become undumpable")
 }
 
-/// A builder at work. Dropping it leaves the builder alone; [`Building::abort`] ends it.
+/// A builder at work. Dropping it leaves the builder alone.
 #[derive(Debug)]
 pub struct Building {
     pub(crate) id: String,
@@ -216,13 +216,6 @@ impl Building {
                 return Ok(built);
             }
         }
-    }
-
-    /// Kills the builder, without waiting for it: it may hang in the kernel. An init that it had already cloned sees its
-    /// barrier close and ends by itself; the cgroup is left to the caller, who kills and removes it.
-    pub fn abort(mut self) {
-        let _gone = pidfd::signal(self.builder.as_fd(), libc::SIGKILL);
-        self.finish();
     }
 
     /// Says how the builder ended, where that is known already, and reaps it then. Else whoever reaps everything does.

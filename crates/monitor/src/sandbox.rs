@@ -225,17 +225,9 @@ fn unbind(path: &Path) -> Outcome {
     if path.as_os_str().is_empty() {
         return Ok(0);
     }
-    let shown = path.display();
-    match rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH) {
-        // EINVAL: no mount. ENOENT: no file.
-        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-        Err(errno) => return Err(failed(&format!("cannot unmount {shown}"), &errno.into())),
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(failed(&format!("cannot remove {shown}"), &error))
-        }
-        _ => Ok(0),
+    match holdfast_launcher::unbind_namespace(path) {
+        Ok(()) => Ok(0),
+        Err(error) => Err(crate::error::launcher(&error)),
     }
 }
 

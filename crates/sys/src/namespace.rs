@@ -1,7 +1,7 @@
 //! setns(2), unshare(2) and the identity of namespaces.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::check;
 
@@ -26,16 +26,6 @@ pub fn unshare(kinds: u64) -> io::Result<()> {
     }
     // SAFETY: only namespace flags are passed; they touch no memory and no descriptor.
     check(unsafe { libc::syscall(libc::SYS_unshare, kinds as libc::c_int) }).map(drop)
-}
-
-/// The user namespace that owns the namespace behind `fd` (NS_GET_USERNS).
-pub fn owner(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    const NS_GET_USERNS: u64 = 0xb701;
-    // SAFETY: the request takes no argument and returns a new descriptor.
-    let new = unsafe { libc::ioctl(fd.as_raw_fd(), NS_GET_USERNS as _) };
-    check(new.into())?;
-    // SAFETY: the kernel has just made it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
 /// Whether two descriptors name the same namespace (or any same file).

@@ -55,14 +55,6 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     .map(drop)
 }
 
-/// Takes a duplicate of descriptor `number` of another process (needs ptrace access to it).
-pub fn get_fd(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
-    // SAFETY: plain numbers in, a new descriptor out.
-    let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })?;
-    // SAFETY: the kernel has just made it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
 /// Reaps a child without waiting: `None` while it lives. A process that is not our child gives ECHILD.
 pub fn try_reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Ended>> {
     wait(pidfd, libc::WNOHANG)
