@@ -1,4 +1,5 @@
-//! What the monitor does to cgroups, each in a job's child: none of it may run in the loop.
+//! What the monitor does to cgroups. All of it can hang, and runs in a job's child; but [`join`] and [`detect`], which run
+//! before there is anything to hold up, and [`slice_kills`] as a container starts, which is one read, run in the loop.
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
