@@ -34,6 +34,7 @@ mod logs;
 mod monitor;
 mod output;
 mod poller;
+mod program;
 mod pump;
 mod reexec;
 mod requests;
@@ -48,8 +49,17 @@ pub use error::Error;
 pub fn main(arguments: &[String]) -> Result<(), Error> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        [] => monitor::start()?.run(),
-        ["--resume", memfd] => reexec::resume(memfd)?.run(),
+        [] => {
+            let unprotected = program::protect();
+            monitor::start(unprotected)?.run()
+        }
+        // Descriptors that are handed on stay open: the old program has made them so.
+        ["--resume", memfd] => {
+            if let Some(unprotected) = program::protect() {
+                eprintln!("holdfast-monitor: {unprotected}");
+            }
+            reexec::resume(memfd)?.run()
+        }
         ["--probe", memfd] => reexec::probe(memfd),
         _ => Err(Error::Usage),
     }

@@ -110,13 +110,17 @@ pub(crate) struct Monitor {
     pub jobs: Vec<Job<Purpose>>,
     pub early: Early,
     pub reexec: Option<Pending>,
+    /// Why its program is not out of the containers' reach: see `program`.
+    pub unprotected: Option<String>,
     pub leaving: bool,
     pub last_key: u32,
 }
 
-/// A fresh monitor, with the daemon's socket as descriptor 0.
-pub(crate) fn start() -> Result<Monitor, Error> {
+/// A fresh monitor, with the daemon's socket as descriptor 0. `unprotected` is for its log, once it has one.
+pub(crate) fn start(unprotected: Option<String>) -> Result<Monitor, Error> {
     heap::stay_small();
+    // Executed by descriptor, it would have that one's number for a name.
+    let _ = rustix::thread::set_name(c"holdfast-monito");
     let socket = process::inherited(0).map_err(Error::setup("take the daemon's socket"))?;
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty());
     let null = null.map_err(|errno| Error::setup("open /dev/null")(errno.into()))?;
@@ -130,6 +134,7 @@ pub(crate) fn start() -> Result<Monitor, Error> {
     process::control(process::Control::ChildSubreaper(true)).map_err(Error::setup("become a subreaper"))?;
     signals::default_internal().map_err(Error::setup("reset signals"))?;
     let mut monitor = Monitor::new()?;
+    monitor.unprotected = unprotected;
     monitor.connect(socket);
     Ok(monitor)
 }
@@ -157,6 +162,7 @@ impl Monitor {
             jobs: Vec::new(),
             early: Early::default(),
             reexec: None,
+            unprotected: None,
             leaving: false,
             last_key: 0,
         })

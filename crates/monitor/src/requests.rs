@@ -104,6 +104,9 @@ impl Monitor {
         }
         own_log(state_dir)
             .map_err(|error| failed(&format!("cannot open {}/monitor.log", init.state_dir), &error))?;
+        if let Some(unprotected) = self.unprotected.take() {
+            eprintln!("holdfast-monitor: {unprotected}");
+        }
         exits::prepare(state_dir)
             .map_err(|error| failed(&format!("cannot make {}/exits", init.state_dir), &error))?;
         let listener = Listener::bind(state_dir)

@@ -96,12 +96,19 @@ fn a_new_program_takes_over_in_place() {
         let root = PathBuf::from(format!("/proc/{}/root", counter.container.pid));
         until("the exec has begun", || root.join("early").exists()).await;
         let link = format!("/proc/{}/exe", pod.monitor.pid);
-        // The same program under another name, so that /proc shows the change.
+        // The same program in another file, so that /proc shows the change.
         let copy = pod.path("new-monitor");
         std::fs::copy(monitor_program(), &copy).unwrap();
         let program = std::fs::File::open(&copy).unwrap();
         pod.client().reexec(program.as_fd()).await.unwrap();
-        assert_eq!(std::fs::read_link(&link).unwrap(), copy);
+        use std::os::unix::fs::MetadataExt;
+        let (run, copy) = (
+            std::fs::metadata(&link).unwrap(),
+            std::fs::metadata(&copy).unwrap(),
+        );
+        assert_eq!((run.dev(), run.ino()), (copy.dev(), copy.ino()));
+        let flags = rustix::fs::statvfs(&link).unwrap().f_flag;
+        assert!(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY), "{flags:?}");
         let hello = pod.client().hello().await.unwrap();
         assert_eq!(
             (hello.pid, hello.sandbox_id.as_str()),

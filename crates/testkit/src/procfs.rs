@@ -35,7 +35,11 @@ impl Process {
         let state = rest.next()?.chars().next()?;
         let parent = rest.next()?.parse().ok()?;
         let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let program = exe.file_name().unwrap_or_default().to_string_lossy();
+        // A monitor runs from a detached clone of its file's mount, which has no path.
+        let command = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = std::path::Path::new(command.split('\0').next().unwrap_or_default());
+        let program = exe.file_name().or_else(|| command.file_name());
+        let program = program.unwrap_or_default().to_string_lossy();
         Some(Self {
             pid,
             parent,

@@ -79,6 +79,10 @@ pub struct Started {
 
 impl Pod {
     pub async fn start() -> Self {
+        Self::start_with(monitor_program()).await
+    }
+
+    pub async fn start_with(program: PathBuf) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("holdfast-test-")
             .tempdir()
@@ -89,7 +93,7 @@ impl Pod {
         let id = "5a".repeat(32);
         let cgroup = format!("/holdfast-test-{}", std::process::id());
         let reaper = Reaper::of_cgroup(&cgroup);
-        let monitor = spawn().await;
+        let monitor = holdfast_monitor_api::spawn(program).await.unwrap();
         let first = init(dir.path(), &id, &cgroup);
         monitor.client.init(first).await.unwrap();
         let sandbox = monitor
