@@ -88,10 +88,7 @@ impl Plan {
         let record = self.record.clone();
         let next = move || {
             let prepared = images.prepare(record.id.as_str(), &image.id, &options);
-            let snapshot =
-                prepared.map_err(|source| image_error(&record, "preparing the root file system", source))?;
-            make_log_directory(&record)?;
-            Ok(snapshot)
+            prepared.map_err(|source| image_error(&record, "preparing the root file system", source))
         };
         self.context
             .shared
@@ -295,17 +292,6 @@ fn image_error(record: &ContainerRecord, step: &'static str, source: holdfast_im
         step,
         id: record.id.to_string(),
         source: Box::new(source),
-    }
-}
-
-/// The kubelet makes it; other clients may not have. Blocks: logs can be on any disk.
-fn make_log_directory(record: &ContainerRecord) -> Result<(), Error> {
-    let parent = Path::new(&record.log_path).parent();
-    match parent.filter(|dir| !dir.as_os_str().is_empty()) {
-        Some(parent) => {
-            std::fs::create_dir_all(parent).map_err(|source| Error::io("make log directory", parent, source))
-        }
-        None => Ok(()),
     }
 }
 

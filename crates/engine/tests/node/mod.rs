@@ -31,6 +31,8 @@ pub struct Node {
     leaks: Option<Leaks>,
     unclaimed_after: Duration,
     bridge: String,
+    /// Where the daemon finds its helpers from its next start on.
+    pub helpers: PathBuf,
     // Last, for they are dropped in this order: nothing may be at work in the directories any more.
     pub scratch: Scratch,
     /// As short as an operator's would be; on a disk, for ids cannot be mapped on tmpfs before Linux 6.3.
@@ -78,6 +80,7 @@ impl Node {
             leaks: None,
             unclaimed_after,
             bridge,
+            helpers: helpers(),
             _reaper: reaper,
         };
         node.open();
@@ -135,7 +138,7 @@ impl Node {
         network.bridge.name = self.bridge.clone();
         let _inside = self.runtime.get_or_insert_with(runtime).enter();
         let network = Network::open(network).unwrap();
-        let mut config = Config::new(&root, &state, helpers());
+        let mut config = Config::new(&root, &state, self.helpers.clone());
         config.default_cgroup = format!("{}/pods", self.cgroup);
         config.monitor_cgroup = format!("{}/monitors", self.cgroup);
         config.unclaimed_after = self.unclaimed_after;
