@@ -8,6 +8,7 @@ use holdfast_registry::Client;
 use crate::inflight::{Inflight, Progress};
 use crate::layers::Claims;
 use crate::places::Places;
+use crate::projects::{Accounting, LayerUse, Projects};
 use crate::pull::PullRequest;
 use crate::snapshot::{PrepareOptions, Snapshot, Snapshots};
 use crate::state::State;
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub claims: Claims,
     pub inflight: Inflight,
     pub snapshots: Snapshots,
+    pub projects: Projects,
 }
 
 impl std::fmt::Debug for Shared {
@@ -54,6 +56,7 @@ impl Images {
         for (key, layers) in snapshots.layers() {
             state.hold_snapshot(&key, layers);
         }
+        let projects = Projects::open(&places.snapshots, &places.tmp, &snapshots.keys());
         let shared = Shared {
             config,
             registry,
@@ -62,6 +65,7 @@ impl Images {
             claims: Claims::default(),
             inflight: Inflight::default(),
             snapshots,
+            projects,
         };
         shared.state.collect(&shared.places)?;
         Ok(Self {
@@ -171,6 +175,19 @@ impl Images {
     #[must_use]
     pub fn snapshot(&self, key: &str) -> Option<Snapshot> {
         snapshot::get(&self.shared, key)
+    }
+
+    /// How it is known what snapshots use: found out once, when this was opened.
+    #[must_use]
+    pub fn accounting(&self) -> &Accounting {
+        self.shared.projects.accounting()
+    }
+
+    /// What the snapshot of `key` uses at this moment, by the file system's own account; `None` if it keeps none of this
+    /// snapshot. Microseconds, but it may wait for the disk.
+    #[must_use]
+    pub fn layer_use(&self, key: &str) -> Option<LayerUse> {
+        self.shared.projects.used(key)
     }
 
     /// Removes a snapshot with everything that its container wrote, and layers that nothing needs any more. Succeeds if there
