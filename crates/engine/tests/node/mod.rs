@@ -52,6 +52,15 @@ impl Node {
     }
 
     pub fn with(name: &str, unclaimed_after: Duration) -> Self {
+        Self::make(name, unclaimed_after, |_| {})
+    }
+
+    /// A node whose root directory is prepared: a file system is mounted on it.
+    pub fn on(name: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::make(name, Duration::from_secs(300), prepare)
+    }
+
+    fn make(name: &str, unclaimed_after: Duration, prepare: impl FnOnce(&Path)) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_test_writer()
             .with_max_level(tracing::Level::DEBUG)
@@ -66,6 +75,7 @@ impl Node {
         for dir in ["root", "logs"] {
             std::fs::create_dir_all(scratch.path().join(dir)).unwrap();
         }
+        prepare(&scratch.path().join("root"));
         let cgroup = format!("/holdfast-test-{name}-{}", std::process::id());
         let reaper = Reaper::of_cgroup(&cgroup);
         let bridge = format!("hft{}", std::process::id() % 100_000);
@@ -154,6 +164,13 @@ impl Node {
             runtime.shutdown_timeout(PATIENCE);
         }
         drop(self.engine.take());
+    }
+
+    /// The images are opened again too, as by another process.
+    pub fn restart(&mut self) {
+        self.crash();
+        drop(self.images.take());
+        self.open();
     }
 
     fn load_image(&self) {
