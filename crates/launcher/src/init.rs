@@ -16,6 +16,7 @@ use crate::channel::{Word, say, wait_for_release};
 use crate::creds::{self, Credentials};
 use crate::error::Kind;
 use crate::fault::{Context, Fault, Result};
+use crate::hooks::{Hooks, Starting};
 use crate::limits::Limits;
 use crate::place::{Root, Want, attach};
 use crate::plan::{Stdio, WindowSize};
@@ -45,6 +46,8 @@ pub(crate) struct Init<'a> {
     pub proc: &'a Procfs,
     pub builder: &'a OwnedFd,
     pub barrier: &'a OwnedFd,
+    /// Those of a container that has some.
+    pub hooks: Option<&'a Hooks>,
 }
 
 /// An init's own user ids are set last; until then it acts as its user namespace's root.
@@ -70,7 +73,7 @@ impl Init<'_> {
 
     /// Runs to the end. `enter` brings the process into its root: `/` is the container's when it returns.
     pub fn run(&self, enter: impl FnOnce(&mut Vec<String>) -> Result<()>) -> i32 {
-        let (program, terminal) = match self.prepare(enter) {
+        let (program, terminal, starting) = match self.prepare(enter) {
             Ok(ready) => ready,
             Err(fault) => {
                 let _gone = say(self.builder.as_fd(), &Word::Failed(fault.into()), &[]);
@@ -80,7 +83,10 @@ impl Init<'_> {
         if !wait_for_release(self.barrier) {
             return FAILED;
         }
-        let failure = match self.finish(terminal.as_ref()) {
+        let finished = self
+            .finish(terminal.as_ref())
+            .and_then(|()| starting.map_or(Ok(()), |hooks| hooks.run(self.barrier)));
+        let failure = match finished {
             Ok(()) => program.exec(),
             Err(fault) => ExecFailure {
                 message: fault.message,
@@ -96,7 +102,7 @@ impl Init<'_> {
     fn prepare(
         &self,
         enter: impl FnOnce(&mut Vec<String>) -> Result<()>,
-    ) -> Result<(Program, Option<OwnedFd>)> {
+    ) -> Result<(Program, Option<OwnedFd>, Option<Starting<'_>>)> {
         for tasks in self.tasks {
             rustix::io::write(tasks, b"0").at(|| "join the cgroup")?;
         }
@@ -119,6 +125,7 @@ impl Init<'_> {
         self.change_directory(root)?;
         let home = home_of(self.credentials.uid, root);
         let program = Program::new(self.process, Some(home))?;
+        let starting = self.hooks.map(Starting::prepare).transpose()?.flatten();
         let (master, peer) = terminal.unzip();
         self.set_stdio(root, peer.as_ref())?;
         // Nobody who shares the PID namespace may look into a process that still holds privileges.
@@ -126,7 +133,7 @@ impl Init<'_> {
         let master = master.as_ref().map(AsFd::as_fd);
         say(self.builder.as_fd(), &Word::Ready { warnings }, master.as_slice())
             .at(|| "report to the builder")?;
-        Ok((program, peer))
+        Ok((program, peer, starting))
     }
 
     /// Past the barrier: gives up everything but what the program is to have.

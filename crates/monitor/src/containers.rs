@@ -48,6 +48,8 @@ pub(crate) struct Container {
     pub manages_cgroup: bool,
     /// None: the built-in launcher.
     pub runtime: Option<OciRuntime>,
+    /// Of a container with hooks that the built-in launcher makes; empty: it has none.
+    pub bundle: String,
     /// Its runtime is being told to forget it.
     pub deleting: bool,
     /// It ended while a starter was still at work: told after the start.
@@ -103,6 +105,7 @@ impl Container {
             log_path: create.log_path.clone(),
             manages_cgroup: create.manages_cgroup,
             runtime: create.runtime.clone(),
+            bundle: create.bundle.clone(),
             deleting: false,
             held_end: None,
             phase: Phase::Unspecified,
@@ -174,7 +177,7 @@ impl Monitor {
     pub(crate) fn create_container(&mut self, asker: Asker, create: &CreateContainer) -> Result<(), Failure> {
         let id = &create.container_id;
         check_id(id)?;
-        handlers::check(create.runtime.as_ref())?;
+        handlers::check(create.runtime.as_ref(), &create.bundle)?;
         if self.containers.iter().any(|container| container.id == *id) {
             let text = format!("container {id} exists already");
             return Err(failure(FailureKind::Precondition, text));
@@ -207,7 +210,7 @@ impl Monitor {
             clamp_privileges: create.clamp_privileges,
             relabel: create.relabel.iter().map(PathBuf::from).collect(),
         };
-        let handler = handlers::of(create.runtime.as_ref());
+        let handler = handlers::of(create.runtime.as_ref(), &create.bundle, &create.name);
         let building = handler
             .create(plan)
             .map_err(|error| crate::error::launcher(&error))?;

@@ -256,6 +256,7 @@ fn container_state<'a>(container: &'a Container, kept: &mut Kept<'a>) -> Contain
         has_log_state: shape.is_some_and(|shape| shape.has_log_state),
         has_mounts: shape.is_some_and(|shape| shape.has_mounts),
         runtime: container.runtime.clone(),
+        bundle: container.bundle.clone(),
         barrier: container
             .barrier
             .as_ref()
@@ -431,6 +432,7 @@ impl Monitor {
         container.log_path = state.log_path;
         container.manages_cgroup = state.manages_cgroup;
         container.runtime = state.runtime;
+        container.bundle = state.bundle;
         container.phase = Phase::try_from(state.phase).unwrap_or(Phase::Running);
         container.pid = state.pid;
         container.ours = state.ours;

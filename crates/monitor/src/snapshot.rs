@@ -106,6 +106,8 @@ pub(crate) struct ContainerState {
     pub runtime: Option<OciRuntime>,
     #[prost(bool, tag = "41")]
     pub has_mounts: bool,
+    #[prost(string, tag = "42")]
+    pub bundle: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::{Context, files, link, scope};
 use crate::Error;
-use crate::adjust::{Subject, adjust};
+use crate::adjust::{Subject, adjust, has_hooks};
 use crate::config::bounds;
 use crate::handlers;
 use crate::lookup::{self, Extras, Identity};
@@ -131,6 +131,9 @@ impl Plan {
             what: format!("the spec of {} cannot be written: {e}", self.record.id),
         })?;
         debug!(container = %self.record.id, "spec made");
+        if self.record.runtime.is_none() && has_hooks(&adjusted) {
+            handlers::reserve(&self.context.shared, self.record.id).await?;
+        }
         let mut message = link::container_message(&self.context, &self.pod, &self.record);
         message.spec = oci_spec.clone().into_bytes();
         message.rootfs = Some(rootfs(snapshot)?);

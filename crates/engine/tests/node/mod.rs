@@ -320,6 +320,12 @@ impl Node {
     pub fn assert_clean(&mut self) {
         assert!(self.engine().sandboxes().is_empty(), "pods are left");
         assert!(self.engine().containers().is_empty(), "containers are left");
+        // The mount below which bundles lie is the node's, too; it is made with the first container that has hooks.
+        let bundles = self.state().join("bundles");
+        if let Ok(mut left) = std::fs::read_dir(&bundles) {
+            assert!(left.next().is_none(), "bundles are left");
+            rustix::mount::unmount(&bundles, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
         self.leaks.as_ref().unwrap().assert_clean(PATIENCE);
     }
 }
@@ -336,6 +342,9 @@ impl Drop for Node {
                 });
             }));
         }
+        // Where a container with hooks was made.
+        let _none =
+            rustix::mount::unmount(self.state().join("bundles"), rustix::mount::UnmountFlags::empty());
         if let Ok(hierarchy) = holdfast_cgroups::Hierarchy::detect() {
             for below in ["/pods", "/monitors", ""] {
                 let _ = hierarchy.remove_if_empty(&format!("{}{below}", self.cgroup));
