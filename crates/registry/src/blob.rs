@@ -46,7 +46,9 @@ pub struct Blob {
     /// Bytes that a host without ranges sends again.
     skip: u64,
     attempts: Vec<(usize, Fault)>,
+    /// Time spent waiting for this host, and the position where it began.
     waited: Duration,
+    begun: u64,
     failed: bool,
 }
 
@@ -66,6 +68,7 @@ impl Blob {
             skip: 0,
             attempts: Vec::new(),
             waited: Duration::ZERO,
+            begun: 0,
             failed: false,
             pull,
         };
@@ -145,7 +148,7 @@ impl Blob {
             }
             return Ok(None);
         };
-        let budget = limits.document + Duration::from_secs(self.size / limits.min_rate.max(1));
+        let budget = self.pull.patience(self.position - self.begun);
         if self.waited > budget {
             return Err(Fault::Deadline {
                 what: "the blob",
@@ -225,6 +228,8 @@ impl Blob {
         self.host += 1;
         self.breaks = 0;
         self.mark = self.position;
+        self.waited = Duration::ZERO;
+        self.begun = self.position;
         Ok(())
     }
 

@@ -52,8 +52,11 @@ pub struct Limits {
     pub stall: Duration,
     /// A whole manifest, token or error body.
     pub document: Duration,
-    /// Bytes a second below which a blob is given up, after `document` has passed; only waiting for the network counts.
+    /// Bytes a second below which a blob is given up, once it had the time of all attempts; only waiting for the network
+    /// counts, and what has come, not what was promised.
     pub min_rate: u64,
+    /// Waiting for one blob from one host, however large it is.
+    pub blob: Duration,
     /// Bytes of a manifest or an index.
     pub manifest_size: u64,
     /// Requests to the registry itself for one thing; a mirror that has others behind it gets two.
@@ -72,6 +75,7 @@ impl Default for Limits {
             stall: Duration::from_secs(30),
             document: Duration::from_secs(60),
             min_rate: 4 << 10,
+            blob: Duration::from_secs(12 * 3600),
             manifest_size: 4 << 20,
             attempts: 4,
             redirects: 5,
@@ -183,6 +187,19 @@ impl Pull {
             out.extend_from_slice(&chunk);
         }
         Ok(out.freeze())
+    }
+
+    /// How long a blob's reader may have waited for one host when `got` bytes have come. A blob's stated size would be the
+    /// registry's own word for how long it may keep everybody waiting.
+    pub(crate) fn patience(&self, got: u64) -> Duration {
+        let limits = &self.inner.session.limits;
+        let attempts = limits.stall.saturating_mul(limits.attempts.max(1));
+        let earned = Duration::from_secs(got / limits.min_rate.max(1));
+        limits
+            .document
+            .max(attempts)
+            .saturating_add(earned)
+            .min(limits.blob)
     }
 
     /// Endpoints with a capability, with the attempts that each may have.
