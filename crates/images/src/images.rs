@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_registry::Client;
+use tokio::sync::Semaphore;
 
 use crate::inflight::{Inflight, Progress};
 use crate::layers::Claims;
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub places: Places,
     pub state: State,
     pub claims: Claims,
+    /// Layers that may be fetched and unpacked at the same time, of all pulls and loads.
+    pub slots: Arc<Semaphore>,
     pub inflight: Inflight,
     pub snapshots: Snapshots,
     pub projects: Projects,
@@ -57,12 +60,14 @@ impl Images {
             state.hold_snapshot(&key, layers);
         }
         let projects = Projects::open(&places.snapshots, &places.tmp, &snapshots.keys());
+        let slots = Arc::new(Semaphore::new(config.all_layers.max(1)));
         let shared = Shared {
             config,
             registry,
             places,
             state,
             claims: Claims::default(),
+            slots,
             inflight: Inflight::default(),
             snapshots,
             projects,

@@ -51,6 +51,7 @@ mod remove;
 mod snapshot;
 mod state;
 mod tar;
+mod threads;
 mod unpack;
 mod volume;
 

@@ -52,7 +52,7 @@ const DIAGNOSE: u64 = 32 << 20;
 /// Chunks of a blob. A source that fails just ends: whoever feeds it keeps the error.
 pub(crate) type Chunks = mpsc::Receiver<Bytes>;
 
-/// Unpacks a layer. Blocks, and starts one more thread.
+/// Unpacks a layer. Blocks as long as its source takes, and starts one more thread.
 pub(crate) fn run(job: Job, chunks: Chunks) -> Outcome<Unpacked> {
     let job = Arc::new(job);
     let (full, filled) = sync_channel::<Vec<u8>>(BUFFERS);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::registry::{Fault, Registry};
 use common::{Built, Pack, Root, Tar, build, chain};
-use holdfast_images::{Error, Kind, Progress, PullRequest, User};
+use holdfast_images::{Config, Error, Kind, Progress, PullRequest, User};
 use holdfast_registry::{Auth, Digest};
 
 fn layer(name: &str) -> Vec<u8> {
@@ -190,6 +190,80 @@ async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
     root.assert_empty().await;
     registry.open_gate();
     root.pull(&reference).await.unwrap();
+}
+
+/// Pulls in the background.
+fn begin(
+    root: &Root,
+    reference: String,
+) -> tokio::task::JoinHandle<holdfast_images::Result<holdfast_images::ImageId>> {
+    let images = root.images.clone();
+    let request = PullRequest {
+        reference,
+        ..PullRequest::default()
+    };
+    tokio::spawn(async move { images.pull(request, |_| {}).await })
+}
+
+/// Layers of these images that were asked for.
+fn asked(registry: &Registry, images: &[&Built]) -> usize {
+    let layers = images.iter().flat_map(|built| &built.layers);
+    layers.map(|layer| registry.asked(layer.as_str())).sum()
+}
+
+#[test]
+fn layers_that_do_not_come_hold_up_no_file_work() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (registry, root) = (Registry::start(), Root::new());
+        let built = image(&["one", "two", "three"]);
+        registry.push("app", "1", &built);
+        for name in &built.layers {
+            registry.fault(name.as_str(), Some(Fault::Gated));
+        }
+        let pull = begin(&root, registry.reference("app:1"));
+        while asked(&registry, &[&built]) < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let short = Duration::from_secs(20);
+        let collected = tokio::time::timeout(short, root.images.collect()).await;
+        collected.expect("the only thread for file work is free").unwrap();
+        let loaded = tokio::time::timeout(short, root.load(&[layer("four"), layer("five")])).await;
+        loaded.expect("reading needs none either").unwrap();
+        registry.open_gate();
+        assert_eq!(pull.await.unwrap().unwrap(), built.id());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_all_pulls_have_one_bound() {
+    let registry = Registry::start();
+    let root = Root::with(&Config {
+        all_layers: 1,
+        ..Config::default()
+    });
+    let (a, b) = (image(&["one", "two"]), image(&["three", "four"]));
+    registry.push("a", "1", &a);
+    registry.push("b", "1", &b);
+    for name in a.layers.iter().chain(&b.layers) {
+        registry.fault(name.as_str(), Some(Fault::Gated));
+    }
+    let pulls = ["a:1", "b:1"].map(|name| begin(&root, registry.reference(name)));
+    while asked(&registry, &[&a, &b]) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(asked(&registry, &[&a, &b]), 1, "one at a time");
+    registry.open_gate();
+    for pull in pulls {
+        pull.await.unwrap().unwrap();
+    }
+    assert_eq!(asked(&registry, &[&a, &b]), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
