@@ -117,7 +117,7 @@ fn feed(pieces: Vec<Piece>) -> Feed {
                         break;
                     }
                 }
-                Ok(())
+                Ok(None)
             })
             .map_err(|e| Error::io("start a thread to read", "an archive", e))?;
             reading

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_registry::{Descriptor, Digest};
+use holdfast_registry::{Blob, Descriptor, Digest};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
@@ -22,9 +22,10 @@ use crate::state::{NewImage, NewLayer};
 use crate::{Error, Result, commit, content, threads};
 use worker::{Made, Ready, Worker};
 
-/// Sends the bytes of a layer: its blob, its place in the image (0 is lowest), where to.
+/// Sends the bytes of a layer: its blob, its place in the image (0 is lowest), where to. Gives the registry's stream back, which
+/// may have to be told that the bytes were wrong.
 pub(crate) type Feed = Arc<dyn Fn(Option<Descriptor>, usize, mpsc::Sender<Bytes>) -> Feeding + Send + Sync>;
-type Feeding = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+type Feeding = Pin<Box<dyn Future<Output = Result<Option<Blob>>> + Send>>;
 
 /// Writes documents whose digests were checked.
 pub(crate) async fn documents(shared: &Arc<Shared>, documents: Vec<(Digest, Bytes)>) -> Result<()> {

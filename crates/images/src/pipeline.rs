@@ -30,6 +30,9 @@ const BUFFERS: usize = 3;
 /// Largest zstd window, as a power of two: 128 MiB, what the zstd tool itself accepts without being told.
 const ZSTD_WINDOW: u32 = 27;
 
+/// In a mismatch: that of the bytes as they were fetched, for which their source is to blame, not the image.
+pub(crate) const COMPRESSED: &str = "compressed";
+
 /// A layer to be unpacked.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -238,7 +241,7 @@ impl Peek {
         match self.rest.verifier {
             None => Ok(()),
             Some(verifier) => verifier.finish().map_err(|mismatch| UnpackError::Mismatch {
-                what: "compressed",
+                what: COMPRESSED,
                 mismatch,
             }),
         }

@@ -430,6 +430,32 @@ async fn bytes_that_are_not_what_they_should_be_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_wrong_on_a_mirror_comes_from_the_registry() {
+    let (mirror, registry) = (Registry::start(), Registry::start());
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]",
+        registry.address, mirror.address
+    );
+    let root = Root::behind("images.example", &hosts);
+    let built = image(&["one", "two"]);
+    mirror.push("app", "1", &built);
+    registry.push("app", "1", &built);
+    let wrong = built.layers[1].as_str();
+    mirror.tamper(wrong, vec![b'x'; built.blobs[wrong].len()]);
+    let last = std::sync::Mutex::new(Progress::default());
+    let request = PullRequest {
+        reference: "images.example/app:1".into(),
+        ..PullRequest::default()
+    };
+    let pulled = root.images.pull(request, |p| *last.lock().unwrap() = p).await;
+    assert_eq!(pulled.unwrap_or_else(|e| panic!("{}", chain(&e))), built.id());
+    assert_eq!((mirror.asked(wrong), registry.asked(wrong)), (1, 1));
+    let last = *last.lock().unwrap();
+    assert_eq!(last.bytes_done, last.bytes, "what was thrown away does not count");
+    root.assert_tmp_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn truncated_and_endless_blobs_end() {
     let (registry, root) = (Registry::start(), Root::new());
     let built = image(&["one"]);

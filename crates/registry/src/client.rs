@@ -171,7 +171,8 @@ impl Pull {
         Blob::open(self.clone(), descriptor, verify).await
     }
 
-    /// A whole small blob, such as an image's configuration, verified; refused beforehand if it is over `limit` bytes.
+    /// A whole small blob, such as an image's configuration, verified; refused beforehand if it is over `limit` bytes. A host
+    /// that gives other bytes is left for the next one.
     pub async fn bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes, Error> {
         if descriptor.size > limit {
             return Err(Error::TooLarge {
@@ -181,12 +182,20 @@ impl Pull {
                 limit,
             });
         }
-        let mut blob = self.blob(descriptor, Verify::Here).await?;
-        let mut out = BytesMut::new();
-        while let Some(chunk) = blob.chunk().await? {
-            out.extend_from_slice(&chunk);
+        // Ends: each turn but the last finds one host more that is to be avoided.
+        loop {
+            let mut blob = self.blob(descriptor, Verify::Consumer).await?;
+            let mut verifier = descriptor.digest.verifier();
+            let mut out = BytesMut::new();
+            while let Some(chunk) = blob.chunk().await? {
+                verifier.update(&chunk);
+                out.extend_from_slice(&chunk);
+            }
+            match verifier.finish() {
+                Ok(()) => return Ok(out.freeze()),
+                Err(mismatch) => blob.reject(mismatch)?,
+            }
         }
-        Ok(out.freeze())
     }
 
     /// How long a blob's reader may have waited for one host when `got` bytes have come. A blob's stated size would be the
@@ -239,6 +248,13 @@ impl Pull {
             .enumerate()
             .map(|(n, e)| (*e, if n == last { attempts } else { attempts.min(2) }))
             .collect())
+    }
+
+    /// Whether a host that may be asked for content has given no wrong blob yet.
+    pub(crate) fn has_another(&self) -> bool {
+        let all = self.inner.endpoints.iter().zip(&self.inner.avoided);
+        all.into_iter()
+            .any(|(endpoint, avoided)| endpoint.pull && !avoided.load(Ordering::Relaxed))
     }
 
     pub(crate) fn avoid(&self, endpoint: usize) {

@@ -1,20 +1,22 @@
 //! What brings one layer here: fetched on the runtime, unpacked aside on threads of its own.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use holdfast_registry::Descriptor;
+use holdfast_registry::{Blob, Descriptor};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use super::Feed;
+use crate::error::UnpackError;
 use crate::images::Shared;
 use crate::inflight::Progress;
 use crate::layers::{Claim, Claimed};
 use crate::manifest::LayerPlan;
-use crate::pipeline::{self, CHUNKS, Job};
-use crate::unpack::Unpacked;
+use crate::pipeline::{self, CHUNKS, COMPRESSED, Job};
+use crate::unpack::{Outcome, Unpacked};
 use crate::{Error, Result, remove, threads};
 
 /// Bytes between two reports of progress.
@@ -34,6 +36,17 @@ pub(super) struct Made {
     pub left: Unpacked,
     /// Held until the layer is recorded.
     _claim: Claim,
+}
+
+/// One try to make a layer.
+struct Tried {
+    unpacked: Outcome<Unpacked>,
+    dir: Aside,
+    claim: Claim,
+    slot: Option<OwnedSemaphorePermit>,
+    /// The stream, if a registry gave it.
+    blob: Option<Blob>,
+    fetched: u64,
 }
 
 /// A directory in `tmp` that is removed unless it was taken.
@@ -94,15 +107,54 @@ impl Worker {
         }
     }
 
-    async fn make(self, claim: Claim, slot: Option<OwnedSemaphorePermit>) -> Result<Made> {
+    /// Makes the layer; once more where a host gave other bytes than it should have and another may have the right ones.
+    async fn make(self, mut claim: Claim, mut slot: Option<OwnedSemaphorePermit>) -> Result<Made> {
+        loop {
+            let tried = self.attempt(claim, slot).await?;
+            let error = match tried.unpacked {
+                Ok(left) => {
+                    return Ok(Made {
+                        place: self.place,
+                        plan: self.plan,
+                        dir: tried.dir,
+                        left,
+                        _claim: tried.claim,
+                    });
+                }
+                Err(error) => error,
+            };
+            match (tried.blob, error) {
+                (
+                    Some(blob),
+                    UnpackError::Mismatch {
+                        what: COMPRESSED,
+                        mismatch,
+                    },
+                ) => blob.reject(mismatch)?,
+                (_, source) => return Err(self.failed(source)),
+            }
+            self.step
+                .send_modify(|p| p.bytes_done = p.bytes_done.saturating_sub(tried.fetched));
+            (claim, slot) = (tried.claim, tried.slot);
+        }
+    }
+
+    fn failed(&self, source: UnpackError) -> Error {
+        let blob = self.plan.blob.as_ref();
+        Error::Layer {
+            layer: blob.map_or(&self.plan.diff_id, |b| &b.digest).clone(),
+            source: Box::new(source),
+        }
+    }
+
+    async fn attempt(&self, claim: Claim, slot: Option<OwnedSemaphorePermit>) -> Result<Tried> {
         let places = &self.shared.places;
         let dir = Aside {
             path: places.aside(),
             tmp: places.tmp.clone(),
             taken: false,
         };
-        let blob = self.plan.blob.clone();
-        let name = blob.as_ref().map_or(&self.plan.diff_id, |b| &b.digest).clone();
+        let blob = &self.plan.blob;
         let job = Job {
             blob: blob.as_ref().map(|b| b.digest.clone()),
             diff_id: self.plan.diff_id.clone(),
@@ -115,39 +167,38 @@ impl Worker {
         let (chunks, counted) = mpsc::channel::<Bytes>(CHUNKS);
         // Claim, directory and slot go along: an aborted pull must not free them before the threads have stopped.
         let unpacking = threads::run("inflate", move || {
-            let made = std::fs::DirBuilder::new()
-                .create(&dir.path)
-                .map_err(|e| Error::io("make", &dir.path, e));
-            let unpacked = made.and_then(|()| {
-                pipeline::run(job, counted).map_err(|e| Error::Layer {
-                    layer: name,
-                    source: Box::new(e),
-                })
-            });
-            drop(slot);
-            (unpacked, dir, claim)
+            let made = std::fs::DirBuilder::new().create(&dir.path);
+            let unpacked = made
+                .map_err(|e| UnpackError::io("make", dir.path.as_os_str().as_bytes(), e))
+                .and_then(|()| pipeline::run(job, counted));
+            (unpacked, dir, claim, slot)
         })
         .map_err(|e| Error::io("start a thread for a layer in", &places.tmp, e))?;
-        let fed = self.fetch(blob, chunks).await;
+        let (fed, fetched) = self.fetch(blob.clone(), chunks).await;
         let ended = unpacking.await;
         // A source that broke off explains whatever unpacking says of the rest.
-        fed?;
-        let (unpacked, dir, claim) =
+        let blob = fed?;
+        let (unpacked, dir, claim, slot) =
             ended.map_err(|e| Error::io("unpack a layer in", &places.tmp, std::io::Error::other(e)))?;
-        Ok(Made {
-            place: self.place,
-            plan: self.plan,
+        Ok(Tried {
+            unpacked,
             dir,
-            left: unpacked?,
-            _claim: claim,
+            claim,
+            slot,
+            blob,
+            fetched,
         })
     }
 
-    /// Feeds the pipeline and counts.
-    async fn fetch(&self, blob: Option<Descriptor>, chunks: mpsc::Sender<Bytes>) -> Result<()> {
+    /// Feeds the pipeline, and counts what it gets.
+    async fn fetch(
+        &self,
+        blob: Option<Descriptor>,
+        chunks: mpsc::Sender<Bytes>,
+    ) -> (Result<Option<Blob>>, u64) {
         let (counted, mut arriving) = mpsc::channel::<Bytes>(1);
         let feeding = (self.feed)(blob, self.place, counted);
-        let unreported = AtomicU64::new(0);
+        let (unreported, fetched) = (AtomicU64::new(0), AtomicU64::new(0));
         let report = |least: u64| {
             if unreported.load(Ordering::Relaxed) >= least.max(1) {
                 let bytes = unreported.swap(0, Ordering::Relaxed);
@@ -157,6 +208,7 @@ impl Worker {
         let passing = async {
             while let Some(chunk) = arriving.recv().await {
                 unreported.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 report(REPORT);
                 if chunks.send(chunk).await.is_err() {
                     break;
@@ -169,6 +221,6 @@ impl Worker {
         };
         let (fed, ()) = tokio::join!(feeding, passing);
         report(0);
-        fed
+        (fed, fetched.into_inner())
     }
 }
