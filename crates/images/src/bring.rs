@@ -74,6 +74,7 @@ pub(crate) async fn layers(
     });
     let disk = Arc::new(handle(&shared.places.layers)?);
     let permits = Arc::new(Semaphore::new(shared.config.parallel_layers.max(1)));
+    let fetched = Arc::default();
     let mut tasks = JoinSet::new();
     for (place, plan) in documents.layers.iter().cloned().enumerate() {
         let worker = Worker {
@@ -82,6 +83,7 @@ pub(crate) async fn layers(
             place,
             feed: Arc::clone(&feed),
             step: step.clone(),
+            fetched: Arc::clone(&fetched),
         };
         tasks.spawn(worker.run(Arc::clone(&permits)));
     }
@@ -198,9 +200,10 @@ fn commit_batch(
         });
     }
     sync(disk, &places.layers)?;
-    shared.state.commit_layers(lease, &new)?;
-    for made in &mut batch {
-        made.dir.taken = true;
+    // One that another pull has recorded meanwhile is removed again.
+    let recorded = shared.state.commit_layers(lease, &new)?;
+    for (made, taken) in batch.iter_mut().zip(recorded) {
+        made.dir.taken = taken;
     }
     Ok(())
 }

@@ -312,25 +312,34 @@ impl State {
             .any(|known| known.record.layers.contains(top))
     }
 
-    /// Records layers, under the lease of the pull `lease`, so that a pull that fails later can be tried again.
-    pub fn commit_layers(&self, lease: &str, new: &[NewLayer]) -> Result<()> {
+    /// Records layers, under the lease of the pull `lease`, so that a pull that fails later can be tried again. One that is on
+    /// record already stays as it is: snapshots may use it. Says of each whether it was recorded.
+    pub fn commit_layers(&self, lease: &str, new: &[NewLayer]) -> Result<Vec<bool>> {
         let _change = lock(&self.change);
+        let recorded: Vec<bool> = {
+            let index = self.index();
+            new.iter()
+                .map(|layer| !index.layers.contains_key(&layer.chain))
+                .collect()
+        };
+        let fresh = || new.iter().zip(&recorded).filter(|(_, fresh)| **fresh);
         self.db.write(|tx| -> Result<()> {
             let mut held = tx.get(&LEASES, lease)?.unwrap_or_default();
             held.until = Lease::lasting(self.retry_window).until;
-            for layer in new {
+            for (layer, _) in fresh() {
                 tx.put(&LAYERS, layer.chain.as_str(), &layer.record)?;
-                held.hold(layer.chain.as_str());
             }
+            new.iter().for_each(|layer| held.hold(layer.chain.as_str()));
             Ok(tx.put(&LEASES, lease, &held)?)
         })?;
         let mut index = self.index_mut();
-        for layer in new {
+        for (layer, _) in fresh() {
             index
                 .layers
                 .insert(layer.chain.clone(), Arc::new(layer.record.clone()));
         }
-        Ok(())
+        drop(index);
+        Ok(recorded)
     }
 
     /// Records an image, takes its tags from those that had them, and ends the lease.

@@ -179,6 +179,43 @@ async fn equal_requests_join_and_others_do_not_but_share_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_another_pull_does_not_get_is_made_without_it() {
+    let (slow, registry) = (Registry::start(), Registry::start());
+    let root = Root::with(&Config {
+        patience: Duration::from_millis(300),
+        ..Config::default()
+    });
+    // The same base, which one of the registries never gives to its end.
+    let (a, b) = (image(&["base", "one"]), image(&["base", "two"]));
+    slow.push("app", "1", &a);
+    registry.push("app", "1", &b);
+    slow.fault(a.layers[0].as_str(), Some(Fault::Gated));
+    let held_up = begin(&root, slow.reference("app:1"));
+    while asked(&slow, &[&a]) < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let pull = begin(&root, registry.reference("app:1"));
+    let pulled = tokio::time::timeout(Duration::from_secs(20), pull).await;
+    let id = pulled.expect("it does not wait").unwrap().unwrap();
+    let base = root.snapshot(&id).await.lowers[1].clone();
+    slow.open_gate();
+    assert_eq!(held_up.await.unwrap().unwrap(), a.id());
+    // Who is first records it; the other's is removed, and nothing that was in use.
+    root.assert_tmp_empty().await;
+    let left = async {
+        while root.layer_dirs().len() != 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let left = tokio::time::timeout(Duration::from_secs(20), left).await;
+    left.unwrap_or_else(|_| panic!("{:?}", root.layer_dirs()));
+    assert_eq!(root.snapshot(&a.id()).await.lowers[1], base);
+    assert_eq!(std::fs::read(base.join("base")).unwrap(), b"base");
+    let root = root.reopen();
+    assert_eq!(root.images.list(None).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
     let (registry, root) = (Registry::start(), Root::new());
     let built = image(&["one"]);

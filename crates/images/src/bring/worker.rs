@@ -13,7 +13,7 @@ use super::Feed;
 use crate::error::UnpackError;
 use crate::images::Shared;
 use crate::inflight::Progress;
-use crate::layers::{Claim, Claimed};
+use crate::layers::{Claim, Claimed, Patience};
 use crate::manifest::LayerPlan;
 use crate::pipeline::{self, CHUNKS, COMPRESSED, Job};
 use crate::unpack::{Outcome, Unpacked};
@@ -34,15 +34,15 @@ pub(super) struct Made {
     pub plan: LayerPlan,
     pub dir: Aside,
     pub left: Unpacked,
-    /// Held until the layer is recorded.
-    _claim: Claim,
+    /// Held, if it has one, until the layer is recorded.
+    _claim: Option<Claim>,
 }
 
 /// One try to make a layer.
 struct Tried {
     unpacked: Outcome<Unpacked>,
     dir: Aside,
-    claim: Claim,
+    claim: Option<Claim>,
     slot: Option<OwnedSemaphorePermit>,
     /// The stream, if a registry gave it.
     blob: Option<Blob>,
@@ -81,34 +81,53 @@ pub(super) struct Worker {
     pub place: usize,
     pub feed: Feed,
     pub step: watch::Sender<Progress>,
+    /// Bytes that this pull has fetched of all its layers.
+    pub fetched: Arc<AtomicU64>,
 }
 
 impl Worker {
     pub async fn run(self, permits: Arc<Semaphore>) -> (usize, Result<Ready>) {
-        let place = self.place;
+        (self.place, self.bring(&permits).await)
+    }
+
+    async fn bring(self, permits: &Semaphore) -> Result<Ready> {
+        let claim = self.claim().await;
+        // Asked under the claim: whoever held it before has recorded by now.
+        if self.is_present() {
+            return Ok(Ready::Present);
+        }
+        // Of this pull, and of all. Neither is ever closed.
+        let _permit = permits.acquire().await;
+        let slot = Arc::clone(&self.shared.slots).acquire_owned().await.ok();
+        // Somebody may have made it without a claim meanwhile.
+        if self.is_present() {
+            return Ok(Ready::Present);
+        }
+        let made = self.make(claim, slot).await?;
+        Ok(Ready::Made(Box::new(made)))
+    }
+
+    /// The claim; `None` if another pull has it and comes no further. Then the layer is made twice, and recorded once.
+    async fn claim(&self) -> Option<Claim> {
+        let patience = Patience::new(self.shared.config.patience);
         loop {
-            match self.shared.claims.claim(&self.plan.chain) {
-                Claimed::Busy(mut busy) => {
-                    // Ends when the other one does; whether it went well shows in the next turn.
-                    while busy.changed().await.is_ok() {}
-                }
-                Claimed::Mine(claim) => {
-                    // Asked under the claim: whoever held it before has recorded by now.
-                    if self.shared.state.layer(&self.plan.chain).is_some() {
-                        return (place, Ok(Ready::Present));
-                    }
-                    // Of this pull, and of all. Neither is ever closed.
-                    let _permit = permits.acquire().await;
-                    let slot = Arc::clone(&self.shared.slots).acquire_owned().await.ok();
-                    let made = self.make(claim, slot).await;
-                    return (place, made.map(|made| Ready::Made(Box::new(made))));
-                }
+            let busy = match self.shared.claims.claim(&self.plan.chain, &self.fetched) {
+                Claimed::Mine(claim) => return Some(claim),
+                Claimed::Busy(busy) => busy,
+            };
+            if !busy.over(patience).await {
+                tracing::info!(layer = %self.plan.diff_id, "another pull comes no further with a layer, which is made once more");
+                return None;
             }
         }
     }
 
+    fn is_present(&self) -> bool {
+        self.shared.state.layer(&self.plan.chain).is_some()
+    }
+
     /// Makes the layer; once more where a host gave other bytes than it should have and another may have the right ones.
-    async fn make(self, mut claim: Claim, mut slot: Option<OwnedSemaphorePermit>) -> Result<Made> {
+    async fn make(self, mut claim: Option<Claim>, mut slot: Option<OwnedSemaphorePermit>) -> Result<Made> {
         loop {
             let tried = self.attempt(claim, slot).await?;
             let error = match tried.unpacked {
@@ -147,7 +166,7 @@ impl Worker {
         }
     }
 
-    async fn attempt(&self, claim: Claim, slot: Option<OwnedSemaphorePermit>) -> Result<Tried> {
+    async fn attempt(&self, claim: Option<Claim>, slot: Option<OwnedSemaphorePermit>) -> Result<Tried> {
         let places = &self.shared.places;
         let dir = Aside {
             path: places.aside(),
@@ -209,6 +228,7 @@ impl Worker {
             while let Some(chunk) = arriving.recv().await {
                 unreported.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                self.fetched.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                 report(REPORT);
                 if chunks.send(chunk).await.is_err() {
                     break;
