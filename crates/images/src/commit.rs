@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, linkat, mkdirat, openat,
@@ -144,14 +145,16 @@ impl Layer {
             return Err(failed(Errno::LOOP));
         }
         // First out of the way, as the target may be a parent.
-        let aside = format!("moved-{}", path.len());
-        let aside = CString::new(aside).map_err(|_| failed(Errno::INVAL))?;
+        let aside = aside().map_err(failed)?;
         let holder = self.open(parent)?.ok_or_else(|| failed(Errno::NOENT))?;
         renameat(&holder, name, &self.scratch, &aside).map_err(failed)?;
-        let into = self.make_dirs(&target, left)?;
-        let from = openat(&self.scratch, &aside, DIRECTORY, Mode::empty()).map_err(failed)?;
-        self.merge(&from, &into, 0).map_err(failed)?;
-        unlinkat(&self.scratch, &aside, AtFlags::REMOVEDIR).map_err(failed)?;
+        if let Err(error) = self.put_back(&aside, (path, &target), left) {
+            let removed = remove::entry(self.scratch.as_fd(), &aside, self.scratch.as_fd());
+            if let Err(error) = removed {
+                tracing::warn!(dir = ?aside, %error, "a part of an unfinished layer could not be removed");
+            }
+            return Err(error);
+        }
         let moved = |inside: &mut Inside| {
             if is_within(inside, path) {
                 *inside = [&target, &inside[path.len()..]].concat();
@@ -164,6 +167,20 @@ impl Layer {
         left.times.iter_mut().for_each(|(p, _)| moved(p));
         left.pending.iter_mut().for_each(|l| moved(&mut l.path));
         Ok(())
+    }
+
+    /// Merges what was moved aside from `path` into `target`.
+    fn put_back(
+        &mut self,
+        aside: &CString,
+        (path, target): (&[u8], &[u8]),
+        left: &mut Unpacked,
+    ) -> Outcome<()> {
+        let failed = |e| UnpackError::io("move entries through the symbolic link", path, e);
+        let into = self.make_dirs(target, left)?;
+        let from = openat(&self.scratch, aside, DIRECTORY, Mode::empty()).map_err(failed)?;
+        self.merge(&from, &into, 0).map_err(failed)?;
+        unlinkat(&self.scratch, aside, AtFlags::REMOVEDIR).map_err(failed)
     }
 
     /// Opens a directory of this layer, made where it is missing; what is made is implied in turn.
@@ -364,6 +381,13 @@ fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
         to,
         (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
     )
+}
+
+/// A name in the scratch directory that no other layer has, which may be settled at the same time.
+fn aside() -> rustix::io::Result<CString> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    CString::new(format!("moved-{}-{number}", std::process::id())).map_err(|_| Errno::INVAL)
 }
 
 fn open_dir(at: &OwnedFd, name: &CString) -> rustix::io::Result<OwnedFd> {

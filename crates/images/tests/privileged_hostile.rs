@@ -128,6 +128,32 @@ async fn circles_and_depth_end() {
 }
 
 #[tokio::test]
+async fn what_was_moved_through_a_link_goes_with_a_refused_layer() {
+    let root = Root::new();
+    let base = Tar::default()
+        .dir("usr/lib/", 0o755, (0, 0))
+        .symlink("lib", "usr/lib")
+        .end();
+    // Both have the same directories, more within each other than are merged.
+    let deep = "d/".repeat(70);
+    let (moved, there) = (format!("lib/{deep}x"), format!("usr/lib/{deep}y"));
+    let top = Tar::default()
+        .pax(&[("path", moved.as_bytes())])
+        .file("x", b"1")
+        .pax(&[("path", there.as_bytes())])
+        .file("y", b"2")
+        .end();
+    for _ in 0..2 {
+        // Checks that nothing is left in the scratch directory either.
+        let text = root.refusal(&[base.clone(), top.clone()]).await;
+        assert!(
+            text.contains("through the symbolic link \"lib\": File name too long"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn members_that_cannot_be_are_refused() {
     let root = Root::new();
     let cases: [(Tar, &str); 6] = [
