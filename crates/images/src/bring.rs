@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use holdfast_registry::{Blob, Descriptor, Digest};
@@ -14,6 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::commit::Ground;
 use crate::images::Shared;
 use crate::index::LayerRecord;
 use crate::inflight::Progress;
@@ -49,6 +51,24 @@ pub(crate) async fn record(shared: &Arc<Shared>, lease: String, new: NewImage) -
     .await
 }
 
+/// What a pull's commits have in common.
+struct Committing {
+    /// See [`handle`].
+    disk: OwnedFd,
+    lease: String,
+    /// The pull is over, and nobody wants what is not committed yet.
+    stop: AtomicBool,
+}
+
+/// Stops commits that are under way when the pull is given up.
+struct Stop(Arc<Committing>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Brings all layers here. What was whole before a failure stays under the lease.
 pub(crate) async fn layers(
     shared: &Arc<Shared>,
@@ -72,7 +92,12 @@ pub(crate) async fn layers(
             ..*p
         }
     });
-    let disk = Arc::new(handle(&shared.places.layers)?);
+    let to = Arc::new(Committing {
+        disk: handle(&shared.places.layers)?,
+        lease: lease.to_owned(),
+        stop: AtomicBool::new(false),
+    });
+    let _stop = Stop(Arc::clone(&to));
     let permits = Arc::new(Semaphore::new(shared.config.parallel_layers.max(1)));
     let fetched = Arc::default();
     let mut tasks = JoinSet::new();
@@ -119,12 +144,8 @@ pub(crate) async fn layers(
         if batch.is_empty() {
             continue;
         }
-        let (done, disk) = (batch.len(), Arc::clone(&disk));
-        let (chain, lease) = (documents.layers.clone(), lease.to_owned());
-        let committed = lasting(shared, move |shared| {
-            commit_batch(shared, &disk, (&chain, &lease), batch)
-        })
-        .await;
+        let (done, to, chain) = (batch.len(), Arc::clone(&to), documents.layers.clone());
+        let committed = lasting(shared, move |shared| commit_batch(shared, &to, &chain, batch)).await;
         match committed {
             Ok(()) => step.send_modify(|p| p.layers_done += done),
             Err(error) => {
@@ -143,12 +164,7 @@ pub(crate) async fn layers(
 }
 
 /// Settles layers over each other, puts them in their places, syncs once, records.
-fn commit_batch(
-    shared: &Shared,
-    disk: &OwnedFd,
-    (chain, lease): (&[LayerPlan], &str),
-    mut batch: Vec<Made>,
-) -> Result<()> {
+fn commit_batch(shared: &Shared, to: &Committing, chain: &[LayerPlan], mut batch: Vec<Made>) -> Result<()> {
     let places = &shared.places;
     let first = batch.first().map_or(0, |made| made.place);
     let below: Vec<Digest> = chain[..first].iter().map(|plan| plan.chain.clone()).collect();
@@ -166,7 +182,13 @@ fn commit_batch(
             );
         }
         at = made.place + 1;
-        commit::settle(&made.dir.path, &mut made.left, &lowers, &places.tmp).map_err(|e| Error::Layer {
+        let ground = Ground {
+            lowers: &lowers,
+            scratch: &places.tmp,
+            limits: &shared.config.limits,
+            stop: &to.stop,
+        };
+        commit::settle(&made.dir.path, &mut made.left, &ground).map_err(|e| Error::Layer {
             layer: made
                 .plan
                 .blob
@@ -199,9 +221,9 @@ fn commit_batch(
             record,
         });
     }
-    sync(disk, &places.layers)?;
+    sync(&to.disk, &places.layers)?;
     // One that another pull has recorded meanwhile is removed again.
-    let recorded = shared.state.commit_layers(lease, &new)?;
+    let recorded = shared.state.commit_layers(&to.lease, &new)?;
     for (made, taken) in batch.iter_mut().zip(recorded) {
         made.dir.taken = taken;
     }

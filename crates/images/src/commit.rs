@@ -14,25 +14,37 @@ use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, linkat, mkdirat, openat,
-    openat2, renameat, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, ResolveFlags, Stat, linkat, mkdirat, openat, openat2, renameat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
+use crate::copy_up::{Budget, Source, copy_attributes, copy_up};
 use crate::error::UnpackError;
 use crate::merged::{DIRECTORY, Merged, Node, is_link, is_opaque, is_whiteout, lookup};
-use crate::remove;
 use crate::unpack::{IMPLIED_MODE, Inside, Outcome, PendingLink, Unpacked, set_opaque, set_times};
+use crate::{Limits, remove};
 
 /// Directories within each other that are merged into existing ones when entries move to a link's target.
 const MAX_MERGE: usize = 64;
 
-/// Settles the layer unpacked in `dir` over `lowers` (uppermost first). `scratch` is a directory on the same file system.
-pub(crate) fn settle(dir: &Path, left: &mut Unpacked, lowers: &[PathBuf], scratch: &Path) -> Outcome<()> {
-    let lowers = if left.opaque_root { &[][..] } else { lowers };
+/// What layers are settled over, and within which bounds.
+pub(crate) struct Ground<'a> {
+    /// Uppermost first.
+    pub lowers: &'a [PathBuf],
+    /// A directory on the same file system.
+    pub scratch: &'a Path,
+    pub limits: &'a Limits,
+    /// Set when nobody wants the layer any more.
+    pub stop: &'a AtomicBool,
+}
+
+/// Settles the layer unpacked in `dir`.
+pub(crate) fn settle(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Outcome<()> {
+    let lowers = if left.opaque_root { &[][..] } else { ground.lowers };
     let open = |path: &Path| {
         rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| {
             use std::os::unix::ffi::OsStrExt;
@@ -44,10 +56,11 @@ pub(crate) fn settle(dir: &Path, left: &mut Unpacked, lowers: &[PathBuf], scratc
         .collect();
     let mut layer = Layer {
         root: open(dir)?,
-        scratch: open(scratch)?,
+        scratch: open(ground.scratch)?,
         below: Merged::new(lowers.to_vec()),
         merged: Merged::new(all),
         todo: std::mem::take(&mut left.implied),
+        budget: Budget::new(ground.limits, left.bytes, ground.stop),
     };
     while let Some(path) = layer.todo.pop_first() {
         layer.imply(&path, left)?;
@@ -67,7 +80,7 @@ pub(crate) fn settle(dir: &Path, left: &mut Unpacked, lowers: &[PathBuf], scratc
     Ok(())
 }
 
-struct Layer {
+struct Layer<'a> {
     root: OwnedFd,
     scratch: OwnedFd,
     /// The layers below alone, and with this one on top.
@@ -75,9 +88,11 @@ struct Layer {
     merged: Merged,
     /// Implied directories not settled yet; parents come first.
     todo: BTreeSet<Inside>,
+    /// For copies of lower files.
+    budget: Budget<'a>,
 }
 
-impl Layer {
+impl Layer<'_> {
     /// Opens a directory of this layer; `None` if it is something else or absent.
     fn open(&self, path: &[u8]) -> Outcome<Option<OwnedFd>> {
         let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -299,7 +314,12 @@ impl Layer {
         match statat(&target_dir, target_name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => {}
             Err(Errno::NOENT) => {
-                copy_up(&dir, &source_name, &stat, &target_dir, target_name).map_err(failed)?;
+                let from = Source {
+                    dir: &dir,
+                    name: &source_name,
+                    stat: &stat,
+                };
+                copy_up(&from, (&target_dir, target_name), &real, &mut self.budget)?;
                 left.inodes += 1;
                 left.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
             }
@@ -307,80 +327,6 @@ impl Layer {
         }
         linkat(&target_dir, target_name, &holder, name, AtFlags::empty()).map_err(failed)
     }
-}
-
-/// Copies a file of whatever type, with its attributes.
-fn copy_up(
-    from: &OwnedFd,
-    from_name: &[u8],
-    stat: &Stat,
-    to: &OwnedFd,
-    to_name: &[u8],
-) -> rustix::io::Result<()> {
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let (uid, gid) = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
-    match kind {
-        FileType::RegularFile => {
-            let source = openat(
-                from,
-                from_name,
-                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?;
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let target = openat(to, to_name, flags, Mode::RUSR | Mode::WUSR)?;
-            let (mut reader, mut writer) = (std::fs::File::from(source), std::fs::File::from(target));
-            std::io::copy(&mut reader, &mut writer)
-                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-            return copy_attributes(&reader.into(), &writer.into());
-        }
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(from, from_name, Vec::new())?;
-            rustix::fs::symlinkat(&target, to, to_name)?;
-        }
-        _ => {
-            rustix::fs::mknodat(to, to_name, kind, Mode::empty(), stat.st_rdev)?;
-        }
-    }
-    rustix::fs::chownat(to, to_name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
-    if kind != FileType::Symlink {
-        rustix::fs::chmodat(to, to_name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
-    }
-    Ok(())
-}
-
-/// Owner, mode, xattrs and times, those of overlayfs itself left out.
-fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
-    let stat = rustix::fs::fstat(from)?;
-    rustix::fs::fchown(
-        to,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )?;
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
-    // Sizes as the kernel bounds them: XATTR_LIST_MAX and XATTR_SIZE_MAX.
-    let mut names = vec![0; 1 << 16];
-    let length = match rustix::fs::flistxattr(from, &mut names[..]) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(e) => return Err(e),
-    };
-    for name in names[..length]
-        .split(|b| *b == 0)
-        .filter(|n| !n.is_empty() && !n.starts_with(b"trusted.overlay."))
-    {
-        let mut value = vec![0; 1 << 16];
-        let length = rustix::fs::fgetxattr(from, name, &mut value[..])?;
-        match rustix::fs::fsetxattr(to, name, &value[..length], XattrFlags::empty()) {
-            // Labels of a security module are not copied by hand.
-            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
-            other => other?,
-        }
-    }
-    set_times(
-        to,
-        (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
-    )
 }
 
 /// A name in the scratch directory that no other layer has, which may be settled at the same time.

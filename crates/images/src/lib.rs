@@ -33,6 +33,7 @@ mod collect;
 mod commit;
 mod config;
 mod content;
+mod copy_up;
 mod error;
 mod image;
 mod images;

@@ -41,7 +41,7 @@ const MAX_PATH: usize = 4095;
 /// Bytes of directory names that are remembered until the commit: about a million directories.
 const MAX_REMEMBERED: usize = 64 << 20;
 /// Bytes written between two looks at the free disk space.
-const DISK_CHECK: u64 = 64 << 20;
+pub(crate) const DISK_CHECK: u64 = 64 << 20;
 /// Use of the disk is counted in blocks of this size.
 const DISK_BLOCK: u64 = 4096;
 
@@ -397,17 +397,21 @@ impl<'a> Unpacker<'a> {
 
     fn check_disk(&mut self) -> Outcome<()> {
         self.unchecked = 0;
-        let stat = rustix::fs::fstatvfs(&self.root.fd)
-            .map_err(|e| UnpackError::io("look at the disk of", b"/", e))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < self.limits.reserve_bytes {
-            return Err(UnpackError::DiskFull {
-                free,
-                reserve: self.limits.reserve_bytes,
-            });
-        }
-        Ok(())
+        check_disk(&self.root.fd, self.limits)
     }
+}
+
+/// Whether the disk of an open file has more left than is kept free.
+pub(crate) fn check_disk(file: impl AsFd, limits: &Limits) -> Outcome<()> {
+    let stat = rustix::fs::fstatvfs(file).map_err(|e| UnpackError::io("look at the disk of", b"/", e))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < limits.reserve_bytes {
+        return Err(UnpackError::DiskFull {
+            free,
+            reserve: limits.reserve_bytes,
+        });
+    }
+    Ok(())
 }
 
 /// The components of a name in the archive. `..` is refused wherever it stands; a leading `/` means the layer's root.
