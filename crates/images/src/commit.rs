@@ -10,7 +10,7 @@
 //!
 //! Works on a directory that nobody else knows yet; lower layers are only read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use crate::copy_up::{Budget, Source, copy_attributes, copy_up};
 use crate::error::UnpackError;
 use crate::merged::{DIRECTORY, Merged, Node, is_link, is_opaque, is_whiteout, lookup};
-use crate::unpack::{IMPLIED_MODE, Inside, Outcome, PendingLink, Unpacked, set_opaque, set_times};
+use crate::unpack::{IMPLIED_MODE, Inside, Outcome, Unpacked, below, set_opaque, set_times};
 use crate::{Limits, remove};
 
 /// Directories within each other that are merged into existing ones when entries move to a link's target.
@@ -65,13 +65,13 @@ pub(crate) fn settle(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Ou
     while let Some(path) = layer.todo.pop_first() {
         layer.imply(&path, left)?;
     }
-    for link in std::mem::take(&mut left.pending) {
-        layer.link(&link, left)?;
+    while let Some((path, target)) = left.pending.pop_first() {
+        layer.link(&path, &target, left)?;
         while let Some(path) = layer.todo.pop_first() {
             layer.imply(&path, left)?;
         }
     }
-    for (path, time) in left.times.drain(..) {
+    for (path, time) in std::mem::take(&mut left.times) {
         // A directory may have been replaced since.
         if let Some(fd) = layer.open(&path)? {
             set_times(&fd, time).map_err(|e| UnpackError::io("set the time of", &path, e))?;
@@ -170,17 +170,13 @@ impl Layer<'_> {
             }
             return Err(error);
         }
-        let moved = |inside: &mut Inside| {
-            if is_within(inside, path) {
-                *inside = [&target, &inside[path.len()..]].concat();
-            }
-        };
-        self.todo = std::mem::take(&mut self.todo)
-            .into_iter()
-            .map(|mut p| (moved(&mut p), p).1)
-            .collect();
-        left.times.iter_mut().for_each(|(p, _)| moved(p));
-        left.pending.iter_mut().for_each(|l| moved(&mut l.path));
+        let moved: Vec<Inside> = self.todo.range(below(path)).cloned().collect();
+        for old in moved {
+            self.todo.remove(&old);
+            self.todo.insert([&target, &old[path.len()..]].concat());
+        }
+        rename_keys(&mut left.times, path, &target);
+        rename_keys(&mut left.pending, path, &target);
         Ok(())
     }
 
@@ -280,16 +276,16 @@ impl Layer<'_> {
     }
 
     /// Makes a hard link whose target is in a lower layer: copies the target up, then links it.
-    fn link(&mut self, link: &PendingLink, left: &mut Unpacked) -> Outcome<()> {
-        let failed = |e| UnpackError::io("make hard link", &link.path, e);
+    fn link(&mut self, path: &[u8], target: &[u8], left: &mut Unpacked) -> Outcome<()> {
+        let failed = |e| UnpackError::io("make hard link", path, e);
         let missing = || {
-            let target = crate::error::show(&link.target);
+            let target = crate::error::show(target);
             UnpackError::entry(
-                &link.path,
+                path,
                 format!("is a hard link to {target:?}, which does not exist"),
             )
         };
-        let (parent, name) = split(&link.path);
+        let (parent, name) = split(path);
         let Some(holder) = self.open(parent)? else {
             return Ok(());
         };
@@ -299,7 +295,7 @@ impl Layer<'_> {
             // A later entry of the archive took the name.
             Ok(_) => return Ok(()),
         }
-        let resolved = self.merged.resolve(&link.target, false).map_err(failed)?;
+        let resolved = self.merged.resolve(target, false).map_err(failed)?;
         let Node::Leaf {
             dir,
             name: source_name,
@@ -326,6 +322,17 @@ impl Layer<'_> {
             Err(e) => return Err(failed(e)),
         }
         linkat(&target_dir, target_name, &holder, name, AtFlags::empty()).map_err(failed)
+    }
+}
+
+/// In a table by path, renames a directory and what is below it. Touches nothing else: there may be many of both.
+fn rename_keys<V>(table: &mut BTreeMap<Inside, V>, dir: &[u8], target: &[u8]) {
+    let mut moved: Vec<Inside> = table.range(below(dir)).map(|(path, _)| path.clone()).collect();
+    moved.push(dir.to_vec());
+    for old in moved {
+        if let Some(value) = table.remove(&old) {
+            table.insert([target, &old[dir.len()..]].concat(), value);
+        }
     }
 }
 
