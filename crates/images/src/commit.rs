@@ -173,7 +173,7 @@ impl Layer<'_> {
         let moved: Vec<Inside> = self.todo.range(below(path)).cloned().collect();
         for old in moved {
             self.todo.remove(&old);
-            self.todo.insert([&target, &old[path.len()..]].concat());
+            self.todo.insert(renamed(&old, path, &target));
         }
         rename_keys(&mut left.times, path, &target);
         rename_keys(&mut left.pending, path, &target);
@@ -325,13 +325,19 @@ impl Layer<'_> {
     }
 }
 
+/// A path at or below `dir`, with `target` in its place, which may be the root.
+fn renamed(path: &[u8], dir: &[u8], target: &[u8]) -> Inside {
+    let whole = [target, &path[dir.len()..]].concat();
+    whole.strip_prefix(b"/").map(<[u8]>::to_vec).unwrap_or(whole)
+}
+
 /// In a table by path, renames a directory and what is below it. Touches nothing else: there may be many of both.
 fn rename_keys<V>(table: &mut BTreeMap<Inside, V>, dir: &[u8], target: &[u8]) {
     let mut moved: Vec<Inside> = table.range(below(dir)).map(|(path, _)| path.clone()).collect();
     moved.push(dir.to_vec());
     for old in moved {
         if let Some(value) = table.remove(&old) {
-            table.insert([target, &old[dir.len()..]].concat(), value);
+            table.insert(renamed(&old, dir, target), value);
         }
     }
 }
