@@ -1,7 +1,7 @@
 //! Recorded images, layers and leases, with their mirror in memory; and what keeps a layer from being collected.
 //!
-//! Locks, in the order in which they may be taken: `change` (held over database commits), `holds` and `index` (short, memory
-//! only). Readers and the pod's path take the last two alone.
+//! Locks, in the order in which they may be taken: `change` (held over database commits), `documents` (over the removal of one
+//! small file), `holds` and `index` (short, memory only). Readers and the pod's path take the last two alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ pub(crate) struct State {
     index: RwLock<Index>,
     pub(crate) holds: Arc<Mutex<Holds>>,
     pub(crate) change: Mutex<()>,
+    /// Held over the removal of a document, and where a pull begins to work on some.
+    pub(crate) documents: Mutex<()>,
     next_dir: AtomicU64,
     pub(crate) retry_window: Duration,
     pinned: Vec<String>,
@@ -90,6 +92,7 @@ impl State {
             index: RwLock::default(),
             holds: Arc::default(),
             change: Mutex::default(),
+            documents: Mutex::default(),
             next_dir: AtomicU64::new(1),
             retry_window: config.retry_window,
             pinned: config.pinned.iter().map(|name| full_name(name)).collect(),
@@ -270,6 +273,8 @@ impl State {
 
     /// Keeps `content` from being collected until the guard is dropped.
     pub fn work_on(&self, content: Vec<Digest>) -> Working {
+        // A document is either held before it is removed, or known to be gone.
+        let _documents = lock(&self.documents);
         let mut holds = lock(&self.holds);
         holds.next += 1;
         let key = holds.next;
