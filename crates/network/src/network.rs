@@ -336,12 +336,7 @@ impl Shared {
                 .iter()
                 .any(|r| matches!(r.backend, Backend::Bridge(_)));
         if wanted {
-            match self
-                .bridge
-                .call(bridge::Bridge::rebuild)
-                .await
-                .map_err(Error::from)
-            {
+            match self.bridge.call(bridge::Bridge::rebuild).await {
                 Ok(Ok(stray)) => done.stray_links = stray,
                 // The dead are taken down all the same.
                 Ok(Err(error)) | Err(error) => rebuilt = Err(error),
