@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use k8s_cri::v1 as cri;
 use tonic::Code;
 
-use super::{Case, Pod, cases, containers, exec, logs, survival};
+use super::{Case, Pod, cases, containers, exec, hooks, logs, survival};
 use crate::cri::{container_config, must_fail, pod_config};
 use crate::{Context, NotApplicable, expect};
 
@@ -45,6 +45,7 @@ pub fn all() -> Vec<Case> {
     for handler in NAMES {
         let borrowed = [
             each::all(),
+            hooks::all(),
             containers::all(),
             exec::all(),
             logs::all(),

@@ -9,6 +9,7 @@ mod containers;
 mod events;
 mod exec;
 mod handlers;
+mod hooks;
 mod image_semantics;
 mod images;
 mod kubectl;
@@ -84,6 +85,7 @@ pub fn all() -> Vec<Case> {
         logs::all(),
         exec::all(),
         handlers::all(),
+        hooks::all(),
         left_out::all(),
         network::all(),
         security::all(),

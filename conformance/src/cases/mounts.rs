@@ -578,10 +578,10 @@ const SPEC: &str = r#"{"cdiVersion": "0.5.0", "kind": "conformance.test/thing",
             "deviceNodes": [{"path": "/dev/things/full", "hostPath": "/dev/full"}]}}]}"#;
 
 /// Writes a spec; the file goes with the value.
-struct Written(std::path::PathBuf);
+pub(super) struct Written(std::path::PathBuf);
 
 impl Written {
-    fn new(dir: &Path, name: &str, text: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(dir: &Path, name: &str, text: &str) -> anyhow::Result<Self> {
         let path = dir.join(name);
         std::fs::write(&path, text)?;
         Ok(Self(path))

@@ -28,6 +28,17 @@ pub struct Change {
     was_empty: bool,
 }
 
+impl Change {
+    /// Files of this change and what was in them; nothing in a list that was its parent's.
+    pub(crate) fn held(&self) -> Vec<(&str, &str)> {
+        if self.was_empty {
+            return vec![(&self.file, "")];
+        }
+        let lines = self.before.iter();
+        lines.map(|(file, line)| (file.as_str(), line.trim())).collect()
+    }
+}
+
 /// Everything that an update changes, in the order in which the kernel takes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {

@@ -7,6 +7,7 @@
 
 use crate::convert::{cpu_weight_of_shares, io_weight_of_blkio, swap_alone};
 use crate::limits::{Limits, Stage};
+use crate::plan::{Change, Plan};
 use crate::{Error, Mode};
 
 /// "No limit", as systemd's D-Bus interface spells it.
@@ -68,6 +69,17 @@ pub fn properties(limits: &Limits, stage: Stage, mode: Mode) -> Result<Vec<Prope
         if unified && ((late && stage.late()) || (!late && stage.early())) {
             out.unified(file, value)?;
         }
+    }
+    Ok(out.0)
+}
+
+/// The properties that say what the files held before `plan`: systemd forgets an update with them. For version 2; on
+/// version 1 no file that an update changes has its value in a property alone.
+pub fn before(plan: &Plan) -> Result<Vec<Property>, Error> {
+    let mut out = Properties(Vec::new());
+    // In the order in which the files are put back.
+    for (file, value) in plan.changes.iter().rev().flat_map(Change::held) {
+        out.unified(file, value)?;
     }
     Ok(out.0)
 }

@@ -1,5 +1,5 @@
 //! The seam between the pure spec and its execution: what changes it before it is carried out and recorded. CDI devices
-//! today; NRI and hooks come here.
+//! today; NRI comes here.
 
 use std::sync::Arc;
 
@@ -29,16 +29,16 @@ pub(crate) async fn adjust(subject: Subject<'_>, spec: Spec) -> Result<Spec, Err
     Ok(spec)
 }
 
-/// The built-in launcher runs no hooks: one that is passed over in silence would leave a device half made.
+/// What the built-in launcher cannot do rightly, it refuses: a hook that is passed over in silence would leave a device
+/// half made.
 fn runnable(subject: &Subject<'_>, spec: &Spec) -> Result<(), Error> {
-    if subject.container.runtime.is_some() {
+    let by_us = subject.container.runtime.is_none();
+    if !by_us || subject.sandbox.spec.security.namespaces.user_maps().is_none() || !has_hooks(spec) {
         return Ok(());
     }
-    let Some(hook) = spec.hooks().as_ref().and_then(first) else {
-        return Ok(());
-    };
     Err(Error::Unsupported(format!(
-        "container {} in pod {}: its devices {:?} want the hook {hook}, and the built-in launcher runs no hooks",
+        "container {} in pod {}: its devices {:?} bring OCI hooks, and the pod has a user namespace (hostUsers: false): \
+         hooks there are not supported",
         subject.container.spec.metadata.name,
         subject.sandbox.spec.metadata.name,
         cdi::requested(&subject.container.spec)?
@@ -48,18 +48,8 @@ fn runnable(subject: &Subject<'_>, spec: &Spec) -> Result<(), Error> {
     )))
 }
 
-#[allow(deprecated, reason = "what OCI deprecates, CDI still has")]
-fn first(hooks: &Hooks) -> Option<String> {
-    let points = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    points.into_iter().find_map(|(point, list)| {
-        let hook = list.as_ref()?.first()?;
-        Some(format!("{point} {}", hook.path().display()))
-    })
+pub(crate) fn has_hooks(spec: &Spec) -> bool {
+    spec.hooks()
+        .as_ref()
+        .is_some_and(|hooks| *hooks != Hooks::default())
 }

@@ -6,7 +6,7 @@ use holdfast_model::{ContainerId, ContainerRecord, SandboxId, SandboxRecord};
 use holdfast_store::{Record, Records};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{Config, Error};
 
@@ -68,7 +68,8 @@ impl Disk {
 
     pub(crate) async fn put_sandbox(&self, record: Arc<SandboxRecord>) -> Result<(), Error> {
         let (store, id) = (self.sandboxes.clone(), record.id);
-        self.blocking(move || written(&store, id.as_str(), record)).await
+        self.blocking(move |_turn| written(&store, id.as_str(), record))
+            .await
     }
 
     pub(crate) async fn put_container(&self, record: Arc<ContainerRecord>) -> Result<(), Error> {
@@ -82,8 +83,13 @@ impl Disk {
         next: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
         let (store, id) = (self.containers.clone(), record.id);
-        self.blocking(move || written(&store, id.as_str(), record).map(|()| next()))
-            .await
+        self.blocking(move |turn| {
+            let done = written(&store, id.as_str(), record);
+            // What comes next is another's time.
+            drop(turn);
+            done.map(|()| next())
+        })
+        .await
     }
 
     /// Removes the record after `first` has succeeded, in one go.
@@ -93,8 +99,7 @@ impl Disk {
         first: impl FnOnce() -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let (store, id) = (self.sandboxes.clone(), *id);
-        self.blocking(move || first().and_then(|()| removed(&store, id.as_str())))
-            .await
+        run(move || first().and_then(|()| removed(&store, id.as_str()))).await
     }
 
     /// As [`Disk::remove_sandbox`].
@@ -104,23 +109,28 @@ impl Disk {
         first: impl FnOnce() -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let (store, id) = (self.containers.clone(), *id);
-        self.blocking(move || first().and_then(|()| removed(&store, id.as_str())))
-            .await
+        run(move || first().and_then(|()| removed(&store, id.as_str()))).await
     }
 
+    /// Writes wait their turn. Removals do not: what comes before one can take as long as a process takes to die.
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(OwnedSemaphorePermit) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let gone = || Error::Internal {
-            what: "the runtime is shutting down".into(),
-        };
         let turn = self.gate.clone().acquire_owned().await.map_err(|_| gone())?;
-        let done = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            work()
-        });
-        done.await.map_err(|_| gone())?
+        run(move || work(turn)).await
+    }
+}
+
+async fn run<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| gone())?
+}
+
+fn gone() -> Error {
+    Error::Internal {
+        what: "the runtime is shutting down".into(),
     }
 }
 

@@ -387,11 +387,11 @@ impl Engine {
 
     // ---- what they use
 
-    pub fn container_usage(&self, id: &str) -> Result<ContainerUsage, Error> {
-        Ok(self.shared().usage_of_container(&self.container(id)?))
+    pub async fn container_usage(&self, id: &str) -> Result<ContainerUsage, Error> {
+        Ok(self.shared().usage_of_container(&self.container(id)?).await)
     }
 
-    /// From open descriptors and memory; in the order of `records`.
+    /// From open descriptors, memory and the accounts of the writable layers; in the order of `records`.
     pub async fn container_usages(&self, records: &[Arc<ContainerRecord>]) -> Vec<ContainerUsage> {
         self.shared().usage_of_containers(records).await
     }
@@ -401,7 +401,7 @@ impl Engine {
         Ok(self.shared().usage_of_pod(&record).await)
     }
 
-    /// From open descriptors and memory; in the order of `records`.
+    /// As [`Engine::container_usages`]; in the order of `records`.
     pub async fn pod_usages(&self, records: &[Arc<SandboxRecord>]) -> Vec<PodUsage> {
         self.shared().usage_of_pods(records).await
     }

@@ -137,6 +137,12 @@ pub enum Error {
         id: String,
         limit: Duration,
     },
+    #[error("pod {id} has {limit} {what}: no more than that")]
+    TooMany {
+        what: &'static str,
+        id: String,
+        limit: usize,
+    },
     /// The pod's owner is overwhelmed or has ended.
     #[error("pod {id} does not answer: {reason}")]
     Busy { id: String, reason: &'static str },
@@ -174,6 +180,7 @@ impl Error {
             Self::Monitor { source, .. } => monitor_kind(source),
             Self::Network { source, .. } | Self::PodRanges(source) => network_kind(source),
             Self::Unsupported(_) => Kind::Unsupported,
+            Self::TooMany { .. } => Kind::Exhausted,
             Self::Deadline { .. } => Kind::DeadlineExceeded,
             Self::Busy { .. } | Self::CutOff { .. } | Self::NoConnection { .. } => Kind::Unavailable,
             Self::Shared { kind, .. } => *kind,

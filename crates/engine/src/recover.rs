@@ -29,7 +29,7 @@ use crate::view::Views;
 use crate::{Config, Error};
 
 pub(crate) async fn open(config: Config, images: Images, network: Network) -> Result<Arc<Shared>, Error> {
-    let (config, found, hierarchy, facts, boot_id, cdi) = blocking(move || {
+    let (config, found, hierarchy, facts, boot_id, cdi, bundles) = blocking(move || {
         let found = Disk::open(&config)?;
         let hierarchy = Hierarchy::detect().map_err(|source| Error::Cgroup {
             step: "search",
@@ -52,7 +52,8 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         handlers::prepare(&config)?;
         let facts = lookup::host_facts(&hierarchy, &config);
         let cdi = Cdi::open(config.cdi_dirs.clone());
-        Ok((config, found, hierarchy, facts, lookup::boot_id(), cdi))
+        let bundles = handlers::Bundles::open(&config);
+        Ok((config, found, hierarchy, facts, lookup::boot_id(), cdi, bundles))
     })
     .await?;
     cdi.watch();
@@ -95,6 +96,7 @@ pub(crate) async fn open(config: Config, images: Images, network: Network) -> Re
         systemd,
         monitors,
         handlers,
+        bundles,
     });
     if by_systemd {
         greet_systemd(&shared).await;

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 
 use crate::cdi::Cdi;
 use crate::disk::Disk;
-use crate::handlers::Handlers;
+use crate::handlers::{Bundles, Handlers};
 use crate::lookup::Identities;
 use crate::meter::Meters;
 use crate::names::Names;
@@ -46,6 +46,7 @@ pub(crate) struct Shared {
     /// Where the monitors are if systemd makes that too.
     pub monitors: Option<Monitors>,
     pub handlers: Handlers,
+    pub bundles: Bundles,
 }
 
 /// How each pod's owner is reached.

@@ -255,3 +255,21 @@ fn names_are_taken_once_and_retries_join() {
     node.remove_pod(&second);
     node.assert_clean();
 }
+
+#[test]
+fn a_pod_whose_answer_nobody_heard_is_kept_once_it_is_used() {
+    let mut node = Node::with("claimed", Duration::from_secs(2));
+    let engine = node.engine().clone();
+    node.block_on(begin(engine.run_pod_sandbox(node.host_pod("one"), "")));
+    let pod = wait("the pod to be ready", || {
+        let pods = node.engine().sandboxes();
+        let ready = pods.iter().find(|pod| pod.state == SandboxState::Ready);
+        ready.map(|pod| pod.id.to_string())
+    });
+    let main = node.run(&pod, node.script("main", "sleep 1000"));
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(node.status(&main).state, ContainerState::Running);
+    drop(engine);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}

@@ -252,3 +252,31 @@ fn monitors_move_to_another_program_in_place() {
     node.remove_pod(&pod);
     node.assert_clean();
 }
+
+#[test]
+fn a_pod_whose_monitor_cannot_be_replaced_can_be_removed() {
+    let mut node = Node::new("nohelper");
+    let own = node.path("helpers");
+    std::fs::create_dir(&own).unwrap();
+    for name in ["holdfast-monitor", "holdfast-pause"] {
+        std::fs::copy(node.helpers.join(name), own.join(name)).unwrap();
+    }
+    node.crash();
+    node.helpers = own.clone();
+    node.open();
+    let pod = node.run_pod(node.host_pod("one"));
+    let main = node.run(&pod, node.script("main", "sleep 1000"));
+    let pid = node.status(&main).pid.unwrap();
+    let spare = node.spare();
+    std::fs::remove_file(own.join("holdfast-monitor")).unwrap();
+    kill9(spare);
+    kill9(node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap());
+    let limit = Duration::from_secs(30);
+    let stopped =
+        node.block_on(async { tokio::time::timeout(limit, node.engine().stop_pod_sandbox(&pod)).await });
+    stopped.expect("the pod is stopped").unwrap();
+    assert!(!alive(pid));
+    assert!(node.status(&main).exit.as_ref().unwrap().unknown);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}

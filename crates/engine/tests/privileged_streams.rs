@@ -381,7 +381,7 @@ fn streams_that_are_dropped_leave_nothing() {
     let monitor = node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap();
     // The daemon holds descriptors of the monitor that waits, and those through which figures are read.
     node.spare();
-    node.engine().container_usage(&main).unwrap();
+    node.block_on(node.engine().container_usage(&main)).unwrap();
     node.block_on(node.engine().pod_usage(&pod)).unwrap();
     let open = |pid: &str| std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
     let before = (open("self"), open(&monitor.to_string()));

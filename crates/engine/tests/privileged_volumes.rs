@@ -191,3 +191,30 @@ fn volumes_that_an_image_declares() {
     node.remove_pod(&pod);
     node.assert_clean();
 }
+
+#[test]
+fn a_volume_at_etc_does_not_take_the_pods_names_away() {
+    let mut node = Node::new("etcvol");
+    let pod = node.run_pod(node.host_pod("one"));
+    let etc = node.path("etc");
+    std::fs::create_dir(&etc).unwrap();
+    std::fs::write(etc.join("own"), "mine\n").unwrap();
+    std::fs::write(node.path("named"), "1.2.3.4 named\n").unwrap();
+    let mount = |container: &str, host: &Path| Mount {
+        container_path: container.into(),
+        host_path: host.to_str().unwrap().into(),
+        ..Mount::default()
+    };
+    let mounts = vec![mount("/etc", &etc), mount("/etc/hosts", &node.path("named"))];
+    let main = node.run(&pod, with_mounts(&node, mounts));
+    let hostname = std::fs::read_to_string(node.state().join(format!("pods/{pod}/hostname"))).unwrap();
+    assert_eq!(
+        node.sh(
+            &main,
+            "cat /etc/own /etc/hosts /etc/hostname; test -s /etc/resolv.conf && echo names"
+        ),
+        format!("mine\n1.2.3.4 named\n{hostname}names\n")
+    );
+    node.remove_pod(&pod);
+    node.assert_clean();
+}

@@ -18,7 +18,7 @@ use crate::manifest::{self, Parsed};
 use crate::members::{Members, Piece};
 use crate::names::Names;
 use crate::state::NewImage;
-use crate::{Error, ImageId, Result, pipeline};
+use crate::{Error, ImageId, Result, pipeline, threads};
 
 /// Annotations that name an image: containerd's full name, and the specification's, which may be a bare tag.
 const FULL_NAME: &str = "io.containerd.image.name";
@@ -106,7 +106,8 @@ fn feed(pieces: Vec<Piece>) -> Feed {
     Arc::new(move |_, place, chunks| {
         let piece = pieces[place].clone();
         Box::pin(async move {
-            let reading = tokio::task::spawn_blocking(move || {
+            // Waits for the other side, which may wait for its turn.
+            let reading = threads::run("read layer", move || {
                 let mut at = 0;
                 while at < piece.len() {
                     let bytes = piece.read(at, CHUNK)?;
@@ -116,8 +117,9 @@ fn feed(pieces: Vec<Piece>) -> Feed {
                         break;
                     }
                 }
-                Ok(())
-            });
+                Ok(None)
+            })
+            .map_err(|e| Error::io("start a thread to read", "an archive", e))?;
             reading
                 .await
                 .unwrap_or_else(|e| Err(Error::io("read", "an archive", std::io::Error::other(e))))

@@ -1,75 +1,33 @@
 //! The layers of one image, from wherever they come, fetched and unpacked side by side and committed in order.
 
+mod worker;
+
 use std::future::Future;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use holdfast_registry::{Descriptor, Digest};
+use holdfast_registry::{Blob, Descriptor, Digest};
 use rustix::fs::{Mode, OFlags};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
+use crate::commit::Ground;
 use crate::images::Shared;
 use crate::index::LayerRecord;
 use crate::inflight::Progress;
-use crate::layers::{Claim, Claimed};
 use crate::manifest::{Documents, LayerPlan};
-use crate::pipeline::{self, CHUNKS, Job};
 use crate::state::{NewImage, NewLayer};
-use crate::unpack::Unpacked;
-use crate::{Error, Result, commit, content, remove};
+use crate::{Error, Result, commit, content, threads};
+use worker::{Made, Ready, Worker};
 
-/// Sends the bytes of a layer: its blob, its place in the image (0 is lowest), where to.
+/// Sends the bytes of a layer: its blob, its place in the image (0 is lowest), where to. Gives the registry's stream back, which
+/// may have to be told that the bytes were wrong.
 pub(crate) type Feed = Arc<dyn Fn(Option<Descriptor>, usize, mpsc::Sender<Bytes>) -> Feeding + Send + Sync>;
-type Feeding = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
-
-/// Bytes between two reports of progress.
-const REPORT: u64 = 1 << 20;
-
-/// A layer that needs nothing any more, or only its commit.
-enum Ready {
-    Present,
-    Made(Box<Made>),
-}
-
-/// A layer unpacked aside.
-struct Made {
-    place: usize,
-    plan: LayerPlan,
-    dir: Aside,
-    left: Unpacked,
-    /// Held until the layer is recorded.
-    _claim: Claim,
-}
-
-/// A directory in `tmp` that is removed unless it was taken.
-struct Aside {
-    path: PathBuf,
-    tmp: PathBuf,
-    taken: bool,
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        if self.taken {
-            return;
-        }
-        let (path, tmp) = (std::mem::take(&mut self.path), std::mem::take(&mut self.tmp));
-        let removal = move || {
-            if let Err(error) = remove::tree(&path, &tmp) {
-                tracing::warn!(dir = %path.display(), %error, "an unfinished layer could not be removed");
-            }
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(removal)),
-            Err(_) => removal(),
-        }
-    }
-}
+type Feeding = Pin<Box<dyn Future<Output = Result<Option<Blob>>> + Send>>;
 
 /// Writes documents whose digests were checked.
 pub(crate) async fn documents(shared: &Arc<Shared>, documents: Vec<(Digest, Bytes)>) -> Result<()> {
@@ -91,6 +49,24 @@ pub(crate) async fn record(shared: &Arc<Shared>, lease: String, new: NewImage) -
         Ok(())
     })
     .await
+}
+
+/// What a pull's commits have in common.
+struct Committing {
+    /// See [`handle`].
+    disk: OwnedFd,
+    lease: String,
+    /// The pull is over, and nobody wants what is not committed yet.
+    stop: AtomicBool,
+}
+
+/// Stops commits that are under way when the pull is given up.
+struct Stop(Arc<Committing>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Brings all layers here. What was whole before a failure stays under the lease.
@@ -116,8 +92,14 @@ pub(crate) async fn layers(
             ..*p
         }
     });
-    let disk = Arc::new(handle(&shared.places.layers)?);
+    let to = Arc::new(Committing {
+        disk: handle(&shared.places.layers)?,
+        lease: lease.to_owned(),
+        stop: AtomicBool::new(false),
+    });
+    let _stop = Stop(Arc::clone(&to));
     let permits = Arc::new(Semaphore::new(shared.config.parallel_layers.max(1)));
+    let fetched = Arc::default();
     let mut tasks = JoinSet::new();
     for (place, plan) in documents.layers.iter().cloned().enumerate() {
         let worker = Worker {
@@ -126,6 +108,7 @@ pub(crate) async fn layers(
             place,
             feed: Arc::clone(&feed),
             step: step.clone(),
+            fetched: Arc::clone(&fetched),
         };
         tasks.spawn(worker.run(Arc::clone(&permits)));
     }
@@ -161,12 +144,8 @@ pub(crate) async fn layers(
         if batch.is_empty() {
             continue;
         }
-        let (done, disk) = (batch.len(), Arc::clone(&disk));
-        let (chain, lease) = (documents.layers.clone(), lease.to_owned());
-        let committed = blocking(shared, move |shared| {
-            commit_batch(shared, &disk, (&chain, &lease), batch)
-        })
-        .await;
+        let (done, to, chain) = (batch.len(), Arc::clone(&to), documents.layers.clone());
+        let committed = lasting(shared, move |shared| commit_batch(shared, &to, &chain, batch)).await;
         match committed {
             Ok(()) => step.send_modify(|p| p.layers_done += done),
             Err(error) => {
@@ -184,130 +163,8 @@ pub(crate) async fn layers(
     }
 }
 
-/// What brings one layer.
-struct Worker {
-    shared: Arc<Shared>,
-    plan: LayerPlan,
-    place: usize,
-    feed: Feed,
-    step: watch::Sender<Progress>,
-}
-
-impl Worker {
-    async fn run(self, permits: Arc<Semaphore>) -> (usize, Result<Ready>) {
-        let place = self.place;
-        loop {
-            match self.shared.claims.claim(&self.plan.chain) {
-                Claimed::Busy(mut busy) => {
-                    // Ends when the other one does; whether it went well shows in the next turn.
-                    while busy.changed().await.is_ok() {}
-                }
-                Claimed::Mine(claim) => {
-                    // Asked under the claim: whoever held it before has recorded by now.
-                    if self.shared.state.layer(&self.plan.chain).is_some() {
-                        return (place, Ok(Ready::Present));
-                    }
-                    let Ok(_permit) = permits.acquire().await else {
-                        continue;
-                    };
-                    return (
-                        place,
-                        self.make(claim).await.map(|made| Ready::Made(Box::new(made))),
-                    );
-                }
-            }
-        }
-    }
-
-    async fn make(self, claim: Claim) -> Result<Made> {
-        let places = &self.shared.places;
-        let dir = Aside {
-            path: places.aside(),
-            tmp: places.tmp.clone(),
-            taken: false,
-        };
-        let blob = self.plan.blob.clone();
-        let name = blob.as_ref().map_or(&self.plan.diff_id, |b| &b.digest).clone();
-        let job = Job {
-            blob: blob.as_ref().map(|b| b.digest.clone()),
-            diff_id: self.plan.diff_id.clone(),
-            // Without a compressed size there is no ratio; the bound on a layer's bytes holds.
-            size: blob.as_ref().map_or(u64::MAX, |b| b.size),
-            target: dir.path.clone(),
-            scratch: places.tmp.clone(),
-            limits: self.shared.config.limits.clone(),
-        };
-        let (chunks, counted) = mpsc::channel::<Bytes>(CHUNKS);
-        // The claim and the directory go along: an aborted pull must not free them before the threads have stopped.
-        let unpacking = tokio::task::spawn_blocking(move || {
-            let made = std::fs::DirBuilder::new()
-                .create(&dir.path)
-                .map_err(|e| Error::io("make", &dir.path, e));
-            let unpacked = made.and_then(|()| {
-                pipeline::run(job, counted).map_err(|e| Error::Layer {
-                    layer: name,
-                    source: Box::new(e),
-                })
-            });
-            (unpacked, dir, claim)
-        });
-        let fed = self.fetch(blob, chunks).await;
-        let joined = unpacking.await;
-        // A source that broke off explains whatever unpacking says of the rest.
-        fed?;
-        let (unpacked, dir, claim) = joined.map_err(|e| {
-            Error::io(
-                "unpack a layer in",
-                &self.shared.places.tmp,
-                std::io::Error::other(e),
-            )
-        })?;
-        Ok(Made {
-            place: self.place,
-            plan: self.plan,
-            dir,
-            left: unpacked?,
-            _claim: claim,
-        })
-    }
-
-    /// Feeds the pipeline and counts.
-    async fn fetch(&self, blob: Option<Descriptor>, chunks: mpsc::Sender<Bytes>) -> Result<()> {
-        let (counted, mut arriving) = mpsc::channel::<Bytes>(1);
-        let feeding = (self.feed)(blob, self.place, counted);
-        let unreported = AtomicU64::new(0);
-        let report = |least: u64| {
-            if unreported.load(Ordering::Relaxed) >= least.max(1) {
-                let bytes = unreported.swap(0, Ordering::Relaxed);
-                self.step.send_modify(|p| p.bytes_done += bytes);
-            }
-        };
-        let passing = async {
-            while let Some(chunk) = arriving.recv().await {
-                unreported.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                report(REPORT);
-                if chunks.send(chunk).await.is_err() {
-                    break;
-                }
-            }
-            // Tells the source that nobody listens any more.
-            arriving.close();
-            while arriving.recv().await.is_some() {}
-            drop(chunks);
-        };
-        let (fed, ()) = tokio::join!(feeding, passing);
-        report(0);
-        fed
-    }
-}
-
 /// Settles layers over each other, puts them in their places, syncs once, records.
-fn commit_batch(
-    shared: &Shared,
-    disk: &OwnedFd,
-    (chain, lease): (&[LayerPlan], &str),
-    mut batch: Vec<Made>,
-) -> Result<()> {
+fn commit_batch(shared: &Shared, to: &Committing, chain: &[LayerPlan], mut batch: Vec<Made>) -> Result<()> {
     let places = &shared.places;
     let first = batch.first().map_or(0, |made| made.place);
     let below: Vec<Digest> = chain[..first].iter().map(|plan| plan.chain.clone()).collect();
@@ -325,7 +182,13 @@ fn commit_batch(
             );
         }
         at = made.place + 1;
-        commit::settle(&made.dir.path, &mut made.left, &lowers, &places.tmp).map_err(|e| Error::Layer {
+        let ground = Ground {
+            lowers: &lowers,
+            scratch: &places.tmp,
+            limits: &shared.config.limits,
+            stop: &to.stop,
+        };
+        commit::settle(&made.dir.path, &mut made.left, &ground).map_err(|e| Error::Layer {
             layer: made
                 .plan
                 .blob
@@ -358,10 +221,11 @@ fn commit_batch(
             record,
         });
     }
-    sync(disk, &places.layers)?;
-    shared.state.commit_layers(lease, &new)?;
-    for made in &mut batch {
-        made.dir.taken = true;
+    sync(&to.disk, &places.layers)?;
+    // One that another pull has recorded meanwhile is removed again.
+    let recorded = shared.state.commit_layers(&to.lease, &new)?;
+    for (made, taken) in batch.iter_mut().zip(recorded) {
+        made.dir.taken = taken;
     }
     Ok(())
 }
@@ -376,6 +240,20 @@ fn handle(dir: &Path) -> Result<OwnedFd> {
 /// Brings everything written so far on this file system to the disk: one call in place of an fsync for each of ten thousand files.
 fn sync(disk: &OwnedFd, dir: &Path) -> Result<()> {
     rustix::fs::syncfs(disk).map_err(|e| Error::io("sync", dir, e))
+}
+
+/// Runs work whose length an image decides, such as copies of what it links to, on a thread of its own.
+async fn lasting<R: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Shared) -> Result<R> + Send + 'static,
+) -> Result<R> {
+    let at = shared.places.layers.clone();
+    let shared = Arc::clone(shared);
+    let running = threads::run("commit", move || work(&shared))
+        .map_err(|e| Error::io("start a thread for work on", &at, e))?;
+    running
+        .await
+        .unwrap_or_else(|e| Err(Error::io("finish work on", at, std::io::Error::other(e))))
 }
 
 async fn blocking<R: Send + 'static>(

@@ -1,7 +1,6 @@
 //! Collection: layers and documents that nothing needs are freed.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -77,19 +76,16 @@ impl State {
     }
 
     fn collect_documents(&self, places: &Places) -> Result<()> {
-        let needed: HashSet<PathBuf> = {
-            let (holds, index) = (lock(&self.holds), self.index());
-            let of_images = index.images.values().flat_map(|known| &known.record.blobs);
-            of_images
-                .chain(holds.working.values().flatten())
-                .map(|digest| content::path(places, digest))
-                .collect()
-        };
+        for digest in self.unneeded_documents(places)? {
+            self.remove_document(places, &digest);
+        }
+        Ok(())
+    }
+
+    fn unneeded_documents(&self, places: &Places) -> Result<Vec<Digest>> {
+        let mut found = Vec::new();
         for algorithm in list(&places.blobs)? {
-            for path in list(&algorithm)?
-                .into_iter()
-                .filter(|path| !needed.contains(path))
-            {
+            for path in list(&algorithm)? {
                 let name = (
                     algorithm.file_name().and_then(|n| n.to_str()),
                     path.file_name().and_then(|n| n.to_str()),
@@ -97,11 +93,59 @@ impl State {
                 let (Some(algorithm), Some(hex)) = name else {
                     continue;
                 };
-                if let Ok(digest) = Digest::parse(&format!("{algorithm}:{hex}")) {
-                    content::remove(places, &digest);
-                }
+                found.extend(Digest::parse(&format!("{algorithm}:{hex}")));
             }
         }
-        Ok(())
+        let (holds, index) = (lock(&self.holds), self.index());
+        let of_images = index.images.values().flat_map(|known| &known.record.blobs);
+        let needed: HashSet<&Digest> = of_images.chain(holds.working.values().flatten()).collect();
+        found.retain(|digest| !needed.contains(digest));
+        Ok(found)
+    }
+
+    /// Removes a document, unless a pull has begun to work on it since it was found.
+    fn remove_document(&self, places: &Places, digest: &Digest) {
+        // Not `holds`, which starting a pod waits for: a pull that comes now waits for the disk instead.
+        let _documents = lock(&self.documents);
+        let is_needed = {
+            let (holds, index) = (lock(&self.holds), self.index());
+            let mut of_images = index.images.values().flat_map(|known| &known.record.blobs);
+            of_images.any(|needed| needed == digest)
+                || holds.working.values().flatten().any(|needed| needed == digest)
+        };
+        if !is_needed {
+            content::remove(places, digest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+    use super::*;
+    use crate::Config;
+
+    #[test]
+    fn a_document_that_a_pull_takes_meanwhile_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places::make(dir.path()).unwrap();
+        let state = State::open(&places, &Config::default()).unwrap();
+        let [taken, free] = [b"taken", b"free!"].map(|bytes| {
+            let digest = Digest::sha256(bytes);
+            content::put(&places, &digest, bytes).unwrap();
+            digest
+        });
+        let mut found = state.unneeded_documents(&places).unwrap();
+        found.sort_unstable_by_key(|digest| *digest == free);
+        assert_eq!(found, [taken.clone(), free.clone()]);
+        let working = state.work_on(vec![taken.clone()]);
+        for digest in &found {
+            state.remove_document(&places, digest);
+        }
+        assert!(content::get(&places, &taken, 10).is_ok());
+        assert!(content::get(&places, &free, 10).is_err());
+        drop(working);
+        state.collect(&places).unwrap();
+        assert!(content::get(&places, &taken, 10).is_err());
     }
 }

@@ -10,28 +10,41 @@
 //!
 //! Works on a directory that nobody else knows yet; lower layers are only read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, XattrFlags, linkat, mkdirat, openat,
-    openat2, renameat, statat, unlinkat,
+    AtFlags, Dir, FileType, Mode, ResolveFlags, Stat, linkat, mkdirat, openat, openat2, renameat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
+use crate::copy_up::{Budget, Source, copy_attributes, copy_up};
 use crate::error::UnpackError;
 use crate::merged::{DIRECTORY, Merged, Node, is_link, is_opaque, is_whiteout, lookup};
-use crate::remove;
-use crate::unpack::{IMPLIED_MODE, Inside, Outcome, PendingLink, Unpacked, set_opaque, set_times};
+use crate::unpack::{IMPLIED_MODE, Inside, Outcome, Unpacked, below, set_opaque, set_times};
+use crate::{Limits, remove};
 
 /// Directories within each other that are merged into existing ones when entries move to a link's target.
 const MAX_MERGE: usize = 64;
 
-/// Settles the layer unpacked in `dir` over `lowers` (uppermost first). `scratch` is a directory on the same file system.
-pub(crate) fn settle(dir: &Path, left: &mut Unpacked, lowers: &[PathBuf], scratch: &Path) -> Outcome<()> {
-    let lowers = if left.opaque_root { &[][..] } else { lowers };
+/// What layers are settled over, and within which bounds.
+pub(crate) struct Ground<'a> {
+    /// Uppermost first.
+    pub lowers: &'a [PathBuf],
+    /// A directory on the same file system.
+    pub scratch: &'a Path,
+    pub limits: &'a Limits,
+    /// Set when nobody wants the layer any more.
+    pub stop: &'a AtomicBool,
+}
+
+/// Settles the layer unpacked in `dir`.
+pub(crate) fn settle(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Outcome<()> {
+    let lowers = if left.opaque_root { &[][..] } else { ground.lowers };
     let open = |path: &Path| {
         rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| {
             use std::os::unix::ffi::OsStrExt;
@@ -43,21 +56,22 @@ pub(crate) fn settle(dir: &Path, left: &mut Unpacked, lowers: &[PathBuf], scratc
         .collect();
     let mut layer = Layer {
         root: open(dir)?,
-        scratch: open(scratch)?,
+        scratch: open(ground.scratch)?,
         below: Merged::new(lowers.to_vec()),
         merged: Merged::new(all),
         todo: std::mem::take(&mut left.implied),
+        budget: Budget::new(ground.limits, left.bytes, ground.stop),
     };
     while let Some(path) = layer.todo.pop_first() {
         layer.imply(&path, left)?;
     }
-    for link in std::mem::take(&mut left.pending) {
-        layer.link(&link, left)?;
+    while let Some((path, target)) = left.pending.pop_first() {
+        layer.link(&path, &target, left)?;
         while let Some(path) = layer.todo.pop_first() {
             layer.imply(&path, left)?;
         }
     }
-    for (path, time) in left.times.drain(..) {
+    for (path, time) in std::mem::take(&mut left.times) {
         // A directory may have been replaced since.
         if let Some(fd) = layer.open(&path)? {
             set_times(&fd, time).map_err(|e| UnpackError::io("set the time of", &path, e))?;
@@ -66,7 +80,7 @@ pub(crate) fn settle(dir: &Path, left: &mut Unpacked, lowers: &[PathBuf], scratc
     Ok(())
 }
 
-struct Layer {
+struct Layer<'a> {
     root: OwnedFd,
     scratch: OwnedFd,
     /// The layers below alone, and with this one on top.
@@ -74,9 +88,11 @@ struct Layer {
     merged: Merged,
     /// Implied directories not settled yet; parents come first.
     todo: BTreeSet<Inside>,
+    /// For copies of lower files.
+    budget: Budget<'a>,
 }
 
-impl Layer {
+impl Layer<'_> {
     /// Opens a directory of this layer; `None` if it is something else or absent.
     fn open(&self, path: &[u8]) -> Outcome<Option<OwnedFd>> {
         let inside = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
@@ -144,26 +160,38 @@ impl Layer {
             return Err(failed(Errno::LOOP));
         }
         // First out of the way, as the target may be a parent.
-        let aside = format!("moved-{}", path.len());
-        let aside = CString::new(aside).map_err(|_| failed(Errno::INVAL))?;
+        let aside = aside().map_err(failed)?;
         let holder = self.open(parent)?.ok_or_else(|| failed(Errno::NOENT))?;
         renameat(&holder, name, &self.scratch, &aside).map_err(failed)?;
-        let into = self.make_dirs(&target, left)?;
-        let from = openat(&self.scratch, &aside, DIRECTORY, Mode::empty()).map_err(failed)?;
-        self.merge(&from, &into, 0).map_err(failed)?;
-        unlinkat(&self.scratch, &aside, AtFlags::REMOVEDIR).map_err(failed)?;
-        let moved = |inside: &mut Inside| {
-            if is_within(inside, path) {
-                *inside = [&target, &inside[path.len()..]].concat();
+        if let Err(error) = self.put_back(&aside, (path, &target), left) {
+            let removed = remove::entry(self.scratch.as_fd(), &aside, self.scratch.as_fd());
+            if let Err(error) = removed {
+                tracing::warn!(dir = ?aside, %error, "a part of an unfinished layer could not be removed");
             }
-        };
-        self.todo = std::mem::take(&mut self.todo)
-            .into_iter()
-            .map(|mut p| (moved(&mut p), p).1)
-            .collect();
-        left.times.iter_mut().for_each(|(p, _)| moved(p));
-        left.pending.iter_mut().for_each(|l| moved(&mut l.path));
+            return Err(error);
+        }
+        let moved: Vec<Inside> = self.todo.range(below(path)).cloned().collect();
+        for old in moved {
+            self.todo.remove(&old);
+            self.todo.insert(renamed(&old, path, &target));
+        }
+        rename_keys(&mut left.times, path, &target);
+        rename_keys(&mut left.pending, path, &target);
         Ok(())
+    }
+
+    /// Merges what was moved aside from `path` into `target`.
+    fn put_back(
+        &mut self,
+        aside: &CString,
+        (path, target): (&[u8], &[u8]),
+        left: &mut Unpacked,
+    ) -> Outcome<()> {
+        let failed = |e| UnpackError::io("move entries through the symbolic link", path, e);
+        let into = self.make_dirs(target, left)?;
+        let from = openat(&self.scratch, aside, DIRECTORY, Mode::empty()).map_err(failed)?;
+        self.merge(&from, &into, 0).map_err(failed)?;
+        unlinkat(&self.scratch, aside, AtFlags::REMOVEDIR).map_err(failed)
     }
 
     /// Opens a directory of this layer, made where it is missing; what is made is implied in turn.
@@ -248,16 +276,16 @@ impl Layer {
     }
 
     /// Makes a hard link whose target is in a lower layer: copies the target up, then links it.
-    fn link(&mut self, link: &PendingLink, left: &mut Unpacked) -> Outcome<()> {
-        let failed = |e| UnpackError::io("make hard link", &link.path, e);
+    fn link(&mut self, path: &[u8], target: &[u8], left: &mut Unpacked) -> Outcome<()> {
+        let failed = |e| UnpackError::io("make hard link", path, e);
         let missing = || {
-            let target = crate::error::show(&link.target);
+            let target = crate::error::show(target);
             UnpackError::entry(
-                &link.path,
+                path,
                 format!("is a hard link to {target:?}, which does not exist"),
             )
         };
-        let (parent, name) = split(&link.path);
+        let (parent, name) = split(path);
         let Some(holder) = self.open(parent)? else {
             return Ok(());
         };
@@ -267,7 +295,7 @@ impl Layer {
             // A later entry of the archive took the name.
             Ok(_) => return Ok(()),
         }
-        let resolved = self.merged.resolve(&link.target, false).map_err(failed)?;
+        let resolved = self.merged.resolve(target, false).map_err(failed)?;
         let Node::Leaf {
             dir,
             name: source_name,
@@ -282,7 +310,12 @@ impl Layer {
         match statat(&target_dir, target_name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => {}
             Err(Errno::NOENT) => {
-                copy_up(&dir, &source_name, &stat, &target_dir, target_name).map_err(failed)?;
+                let from = Source {
+                    dir: &dir,
+                    name: &source_name,
+                    stat: &stat,
+                };
+                copy_up(&from, (&target_dir, target_name), &real, &mut self.budget)?;
                 left.inodes += 1;
                 left.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
             }
@@ -292,78 +325,28 @@ impl Layer {
     }
 }
 
-/// Copies a file of whatever type, with its attributes.
-fn copy_up(
-    from: &OwnedFd,
-    from_name: &[u8],
-    stat: &Stat,
-    to: &OwnedFd,
-    to_name: &[u8],
-) -> rustix::io::Result<()> {
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let (uid, gid) = (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)));
-    match kind {
-        FileType::RegularFile => {
-            let source = openat(
-                from,
-                from_name,
-                OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-            )?;
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let target = openat(to, to_name, flags, Mode::RUSR | Mode::WUSR)?;
-            let (mut reader, mut writer) = (std::fs::File::from(source), std::fs::File::from(target));
-            std::io::copy(&mut reader, &mut writer)
-                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
-            return copy_attributes(&reader.into(), &writer.into());
-        }
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(from, from_name, Vec::new())?;
-            rustix::fs::symlinkat(&target, to, to_name)?;
-        }
-        _ => {
-            rustix::fs::mknodat(to, to_name, kind, Mode::empty(), stat.st_rdev)?;
-        }
-    }
-    rustix::fs::chownat(to, to_name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
-    if kind != FileType::Symlink {
-        rustix::fs::chmodat(to, to_name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
-    }
-    Ok(())
+/// A path at or below `dir`, with `target` in its place, which may be the root.
+fn renamed(path: &[u8], dir: &[u8], target: &[u8]) -> Inside {
+    let whole = [target, &path[dir.len()..]].concat();
+    whole.strip_prefix(b"/").map(<[u8]>::to_vec).unwrap_or(whole)
 }
 
-/// Owner, mode, xattrs and times, those of overlayfs itself left out.
-fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> rustix::io::Result<()> {
-    let stat = rustix::fs::fstat(from)?;
-    rustix::fs::fchown(
-        to,
-        Some(Uid::from_raw(stat.st_uid)),
-        Some(Gid::from_raw(stat.st_gid)),
-    )?;
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
-    // Sizes as the kernel bounds them: XATTR_LIST_MAX and XATTR_SIZE_MAX.
-    let mut names = vec![0; 1 << 16];
-    let length = match rustix::fs::flistxattr(from, &mut names[..]) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(e) => return Err(e),
-    };
-    for name in names[..length]
-        .split(|b| *b == 0)
-        .filter(|n| !n.is_empty() && !n.starts_with(b"trusted.overlay."))
-    {
-        let mut value = vec![0; 1 << 16];
-        let length = rustix::fs::fgetxattr(from, name, &mut value[..])?;
-        match rustix::fs::fsetxattr(to, name, &value[..length], XattrFlags::empty()) {
-            // Labels of a security module are not copied by hand.
-            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
-            other => other?,
+/// In a table by path, renames a directory and what is below it. Touches nothing else: there may be many of both.
+fn rename_keys<V>(table: &mut BTreeMap<Inside, V>, dir: &[u8], target: &[u8]) {
+    let mut moved: Vec<Inside> = table.range(below(dir)).map(|(path, _)| path.clone()).collect();
+    moved.push(dir.to_vec());
+    for old in moved {
+        if let Some(value) = table.remove(&old) {
+            table.insert(renamed(&old, dir, target), value);
         }
     }
-    set_times(
-        to,
-        (stat.st_mtime, u32::try_from(stat.st_mtime_nsec).unwrap_or(0)),
-    )
+}
+
+/// A name in the scratch directory that no other layer has, which may be settled at the same time.
+fn aside() -> rustix::io::Result<CString> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    CString::new(format!("moved-{}-{number}", std::process::id())).map_err(|_| Errno::INVAL)
 }
 
 fn open_dir(at: &OwnedFd, name: &CString) -> rustix::io::Result<OwnedFd> {

@@ -11,6 +11,11 @@ pub struct Config {
     pub platform: Platform,
     /// Layers of one pull that are fetched and unpacked at the same time.
     pub parallel_layers: usize,
+    /// The same of all pulls and loads together. Each takes two threads and a few MiB, and with zstd up to 128 MiB more.
+    pub all_layers: usize,
+    /// How long a pull waits for another that makes the same layer and fetches next to nothing; 20 times that in all. Then it
+    /// makes the layer itself.
+    pub patience: Duration,
     /// How long the layers of a failed pull are kept for the next try.
     pub retry_window: Duration,
     /// Names of images that are reported as pinned, so that the kubelet does not collect them.
@@ -24,6 +29,8 @@ impl Default for Config {
         Self {
             platform: Platform::host(),
             parallel_layers: 4,
+            all_layers: 16,
+            patience: Duration::from_secs(30),
             retry_window: Duration::from_secs(3600),
             pinned: Vec::new(),
             limits: Limits::default(),

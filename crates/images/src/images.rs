@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use holdfast_registry::Client;
+use tokio::sync::Semaphore;
 
 use crate::inflight::{Inflight, Progress};
 use crate::layers::Claims;
 use crate::places::Places;
+use crate::projects::{Accounting, LayerUse, Projects};
 use crate::pull::PullRequest;
 use crate::snapshot::{PrepareOptions, Snapshot, Snapshots};
 use crate::state::State;
@@ -29,8 +31,11 @@ pub(crate) struct Shared {
     pub places: Places,
     pub state: State,
     pub claims: Claims,
+    /// Layers that may be fetched and unpacked at the same time, of all pulls and loads.
+    pub slots: Arc<Semaphore>,
     pub inflight: Inflight,
     pub snapshots: Snapshots,
+    pub projects: Projects,
 }
 
 impl std::fmt::Debug for Shared {
@@ -54,14 +59,18 @@ impl Images {
         for (key, layers) in snapshots.layers() {
             state.hold_snapshot(&key, layers);
         }
+        let projects = Projects::open(&places.snapshots, &places.tmp, &snapshots.keys());
+        let slots = Arc::new(Semaphore::new(config.all_layers.max(1)));
         let shared = Shared {
             config,
             registry,
             places,
             state,
             claims: Claims::default(),
+            slots,
             inflight: Inflight::default(),
             snapshots,
+            projects,
         };
         shared.state.collect(&shared.places)?;
         Ok(Self {
@@ -171,6 +180,19 @@ impl Images {
     #[must_use]
     pub fn snapshot(&self, key: &str) -> Option<Snapshot> {
         snapshot::get(&self.shared, key)
+    }
+
+    /// How it is known what snapshots use: found out once, when this was opened.
+    #[must_use]
+    pub fn accounting(&self) -> &Accounting {
+        self.shared.projects.accounting()
+    }
+
+    /// What the snapshot of `key` uses at this moment, by the file system's own account; `None` if it keeps none of this
+    /// snapshot. Microseconds, but it may wait for the disk.
+    #[must_use]
+    pub fn layer_use(&self, key: &str) -> Option<LayerUse> {
+        self.shared.projects.used(key)
     }
 
     /// Removes a snapshot with everything that its container wrote, and layers that nothing needs any more. Succeeds if there

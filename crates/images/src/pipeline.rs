@@ -30,6 +30,9 @@ const BUFFERS: usize = 3;
 /// Largest zstd window, as a power of two: 128 MiB, what the zstd tool itself accepts without being told.
 const ZSTD_WINDOW: u32 = 27;
 
+/// In a mismatch: that of the bytes as they were fetched, for which their source is to blame, not the image.
+pub(crate) const COMPRESSED: &str = "compressed";
+
 /// A layer to be unpacked.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -52,7 +55,7 @@ const DIAGNOSE: u64 = 32 << 20;
 /// Chunks of a blob. A source that fails just ends: whoever feeds it keeps the error.
 pub(crate) type Chunks = mpsc::Receiver<Bytes>;
 
-/// Unpacks a layer. Blocks, and starts one more thread.
+/// Unpacks a layer. Blocks as long as its source takes, and starts one more thread.
 pub(crate) fn run(job: Job, chunks: Chunks) -> Outcome<Unpacked> {
     let job = Arc::new(job);
     let (full, filled) = sync_channel::<Vec<u8>>(BUFFERS);
@@ -238,7 +241,7 @@ impl Peek {
         match self.rest.verifier {
             None => Ok(()),
             Some(verifier) => verifier.finish().map_err(|mismatch| UnpackError::Mismatch {
-                what: "compressed",
+                what: COMPRESSED,
                 mismatch,
             }),
         }

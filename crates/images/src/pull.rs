@@ -83,7 +83,7 @@ fn feed(pull: Pull) -> Feed {
     Arc::new(move |layer: Option<Descriptor>, _, chunks| {
         let pull = pull.clone();
         Box::pin(async move {
-            let Some(layer) = layer else { return Ok(()) };
+            let Some(layer) = layer else { return Ok(None) };
             let mut blob = pull.blob(&layer, Verify::Consumer).await?;
             while let Some(chunk) = blob.chunk().await? {
                 // Closed only when the other side has failed, and that says why.
@@ -91,7 +91,7 @@ fn feed(pull: Pull) -> Feed {
                     break;
                 }
             }
-            Ok(())
+            Ok(Some(blob))
         })
     })
 }

@@ -204,6 +204,7 @@ pub(crate) fn discard(shared: &Shared, key: &str) -> Result<bool> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(e) => return Err(Error::io("move aside", dir, e)),
     }
+    shared.projects.release(key);
     if record.is_some() {
         shared.snapshots.records.remove(key)?;
     }
@@ -233,6 +234,7 @@ fn build(shared: &Shared, key: &str, record: &SnapshotRecord, options: &PrepareO
     make(&dir, 0o700)?;
     make(&snapshot.work, 0o700)?;
     make(&snapshot.upper, 0o700)?;
+    shared.projects.assign(key, &snapshot.upper, &snapshot.work)?;
     // The upper's root is the container's `/`: it looks like that of the image.
     volume::look_like(&snapshot.upper, &snapshot.lowers[0], options)?;
     Ok(snapshot)

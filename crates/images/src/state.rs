@@ -1,7 +1,7 @@
 //! Recorded images, layers and leases, with their mirror in memory; and what keeps a layer from being collected.
 //!
-//! Locks, in the order in which they may be taken: `change` (held over database commits), `holds` and `index` (short, memory
-//! only). Readers and the pod's path take the last two alone.
+//! Locks, in the order in which they may be taken: `change` (held over database commits), `documents` (over the removal of one
+//! small file), `holds` and `index` (short, memory only). Readers and the pod's path take the last two alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ pub(crate) struct State {
     index: RwLock<Index>,
     pub(crate) holds: Arc<Mutex<Holds>>,
     pub(crate) change: Mutex<()>,
+    /// Held over the removal of a document, and where a pull begins to work on some.
+    pub(crate) documents: Mutex<()>,
     next_dir: AtomicU64,
     pub(crate) retry_window: Duration,
     pinned: Vec<String>,
@@ -90,6 +92,7 @@ impl State {
             index: RwLock::default(),
             holds: Arc::default(),
             change: Mutex::default(),
+            documents: Mutex::default(),
             next_dir: AtomicU64::new(1),
             retry_window: config.retry_window,
             pinned: config.pinned.iter().map(|name| full_name(name)).collect(),
@@ -270,6 +273,8 @@ impl State {
 
     /// Keeps `content` from being collected until the guard is dropped.
     pub fn work_on(&self, content: Vec<Digest>) -> Working {
+        // A document is either held before it is removed, or known to be gone.
+        let _documents = lock(&self.documents);
         let mut holds = lock(&self.holds);
         holds.next += 1;
         let key = holds.next;
@@ -312,25 +317,34 @@ impl State {
             .any(|known| known.record.layers.contains(top))
     }
 
-    /// Records layers, under the lease of the pull `lease`, so that a pull that fails later can be tried again.
-    pub fn commit_layers(&self, lease: &str, new: &[NewLayer]) -> Result<()> {
+    /// Records layers, under the lease of the pull `lease`, so that a pull that fails later can be tried again. One that is on
+    /// record already stays as it is: snapshots may use it. Says of each whether it was recorded.
+    pub fn commit_layers(&self, lease: &str, new: &[NewLayer]) -> Result<Vec<bool>> {
         let _change = lock(&self.change);
+        let recorded: Vec<bool> = {
+            let index = self.index();
+            new.iter()
+                .map(|layer| !index.layers.contains_key(&layer.chain))
+                .collect()
+        };
+        let fresh = || new.iter().zip(&recorded).filter(|(_, fresh)| **fresh);
         self.db.write(|tx| -> Result<()> {
             let mut held = tx.get(&LEASES, lease)?.unwrap_or_default();
             held.until = Lease::lasting(self.retry_window).until;
-            for layer in new {
+            for (layer, _) in fresh() {
                 tx.put(&LAYERS, layer.chain.as_str(), &layer.record)?;
-                held.hold(layer.chain.as_str());
             }
+            new.iter().for_each(|layer| held.hold(layer.chain.as_str()));
             Ok(tx.put(&LEASES, lease, &held)?)
         })?;
         let mut index = self.index_mut();
-        for layer in new {
+        for (layer, _) in fresh() {
             index
                 .layers
                 .insert(layer.chain.clone(), Arc::new(layer.record.clone()));
         }
-        Ok(())
+        drop(index);
+        Ok(recorded)
     }
 
     /// Records an image, takes its tags from those that had them, and ends the lease.

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use common::{Member, Root, Tar, tree};
@@ -128,6 +129,32 @@ async fn circles_and_depth_end() {
 }
 
 #[tokio::test]
+async fn what_was_moved_through_a_link_goes_with_a_refused_layer() {
+    let root = Root::new();
+    let base = Tar::default()
+        .dir("usr/lib/", 0o755, (0, 0))
+        .symlink("lib", "usr/lib")
+        .end();
+    // Both have the same directories, more within each other than are merged.
+    let deep = "d/".repeat(70);
+    let (moved, there) = (format!("lib/{deep}x"), format!("usr/lib/{deep}y"));
+    let top = Tar::default()
+        .pax(&[("path", moved.as_bytes())])
+        .file("x", b"1")
+        .pax(&[("path", there.as_bytes())])
+        .file("y", b"2")
+        .end();
+    for _ in 0..2 {
+        // Checks that nothing is left in the scratch directory either.
+        let text = root.refusal(&[base.clone(), top.clone()]).await;
+        assert!(
+            text.contains("through the symbolic link \"lib\": File name too long"),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn members_that_cannot_be_are_refused() {
     let root = Root::new();
     let cases: [(Tar, &str); 6] = [
@@ -218,6 +245,40 @@ async fn bombs_are_stopped_by_their_limits() {
         1_000_000_000_000
     );
     assert!(root.images.fs_info().used_bytes < 1 << 20);
+}
+
+#[tokio::test]
+async fn files_that_a_link_copies_up_keep_their_holes_and_count() {
+    let base = Tar::default()
+        .pax(&[("GNU.sparse.map", b"0,1"), ("GNU.sparse.size", b"2000000000")])
+        .file("hole", b"x")
+        .file("big", &vec![1; 3 << 20])
+        .end();
+    let root = Root::new();
+    let top = Tar::default().hard_link("link", "hole").end();
+    let id = root.load(&[base.clone(), top]).await.unwrap();
+    let meta = std::fs::metadata(root.snapshot(&id).await.lowers[0].join("link")).unwrap();
+    assert_eq!((meta.len(), meta.nlink()), (2_000_000_000, 2));
+    assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+    // What is copied is the layer's, as if it were in its archive.
+    let root = Root::with(&Config {
+        limits: Limits {
+            layer_bytes: 4 << 20,
+            ..Limits::default()
+        },
+        ..Config::default()
+    });
+    let top = Tar::default()
+        .file("own", &vec![2; 2 << 20])
+        .hard_link("link", "big")
+        .end();
+    let text = root.refusal(&[base, top]).await;
+    assert!(
+        text.contains(
+            "more than 4194304 bytes when unpacked, with the files of lower layers that it links to"
+        ),
+        "{text}"
+    );
 }
 
 fn name() -> impl Strategy<Value = String> {

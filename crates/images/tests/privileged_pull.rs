@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::registry::{Fault, Registry};
 use common::{Built, Pack, Root, Tar, build, chain};
-use holdfast_images::{Error, Kind, Progress, PullRequest, User};
+use holdfast_images::{Config, Error, Kind, Progress, PullRequest, User};
 use holdfast_registry::{Auth, Digest};
 
 fn layer(name: &str) -> Vec<u8> {
@@ -179,6 +179,43 @@ async fn equal_requests_join_and_others_do_not_but_share_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_another_pull_does_not_get_is_made_without_it() {
+    let (slow, registry) = (Registry::start(), Registry::start());
+    let root = Root::with(&Config {
+        patience: Duration::from_millis(300),
+        ..Config::default()
+    });
+    // The same base, which one of the registries never gives to its end.
+    let (a, b) = (image(&["base", "one"]), image(&["base", "two"]));
+    slow.push("app", "1", &a);
+    registry.push("app", "1", &b);
+    slow.fault(a.layers[0].as_str(), Some(Fault::Gated));
+    let held_up = begin(&root, slow.reference("app:1"));
+    while asked(&slow, &[&a]) < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let pull = begin(&root, registry.reference("app:1"));
+    let pulled = tokio::time::timeout(Duration::from_secs(20), pull).await;
+    let id = pulled.expect("it does not wait").unwrap().unwrap();
+    let base = root.snapshot(&id).await.lowers[1].clone();
+    slow.open_gate();
+    assert_eq!(held_up.await.unwrap().unwrap(), a.id());
+    // Who is first records it; the other's is removed, and nothing that was in use.
+    root.assert_tmp_empty().await;
+    let left = async {
+        while root.layer_dirs().len() != 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let left = tokio::time::timeout(Duration::from_secs(20), left).await;
+    left.unwrap_or_else(|_| panic!("{:?}", root.layer_dirs()));
+    assert_eq!(root.snapshot(&a.id()).await.lowers[1], base);
+    assert_eq!(std::fs::read(base.join("base")).unwrap(), b"base");
+    let root = root.reopen();
+    assert_eq!(root.images.list(None).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
     let (registry, root) = (Registry::start(), Root::new());
     let built = image(&["one"]);
@@ -190,6 +227,80 @@ async fn a_pull_that_nobody_waits_for_ends_and_leaves_nothing() {
     root.assert_empty().await;
     registry.open_gate();
     root.pull(&reference).await.unwrap();
+}
+
+/// Pulls in the background.
+fn begin(
+    root: &Root,
+    reference: String,
+) -> tokio::task::JoinHandle<holdfast_images::Result<holdfast_images::ImageId>> {
+    let images = root.images.clone();
+    let request = PullRequest {
+        reference,
+        ..PullRequest::default()
+    };
+    tokio::spawn(async move { images.pull(request, |_| {}).await })
+}
+
+/// Layers of these images that were asked for.
+fn asked(registry: &Registry, images: &[&Built]) -> usize {
+    let layers = images.iter().flat_map(|built| &built.layers);
+    layers.map(|layer| registry.asked(layer.as_str())).sum()
+}
+
+#[test]
+fn layers_that_do_not_come_hold_up_no_file_work() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let (registry, root) = (Registry::start(), Root::new());
+        let built = image(&["one", "two", "three"]);
+        registry.push("app", "1", &built);
+        for name in &built.layers {
+            registry.fault(name.as_str(), Some(Fault::Gated));
+        }
+        let pull = begin(&root, registry.reference("app:1"));
+        while asked(&registry, &[&built]) < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let short = Duration::from_secs(20);
+        let collected = tokio::time::timeout(short, root.images.collect()).await;
+        collected.expect("the only thread for file work is free").unwrap();
+        let loaded = tokio::time::timeout(short, root.load(&[layer("four"), layer("five")])).await;
+        loaded.expect("reading needs none either").unwrap();
+        registry.open_gate();
+        assert_eq!(pull.await.unwrap().unwrap(), built.id());
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_of_all_pulls_have_one_bound() {
+    let registry = Registry::start();
+    let root = Root::with(&Config {
+        all_layers: 1,
+        ..Config::default()
+    });
+    let (a, b) = (image(&["one", "two"]), image(&["three", "four"]));
+    registry.push("a", "1", &a);
+    registry.push("b", "1", &b);
+    for name in a.layers.iter().chain(&b.layers) {
+        registry.fault(name.as_str(), Some(Fault::Gated));
+    }
+    let pulls = ["a:1", "b:1"].map(|name| begin(&root, registry.reference(name)));
+    while asked(&registry, &[&a, &b]) == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(asked(&registry, &[&a, &b]), 1, "one at a time");
+    registry.open_gate();
+    for pull in pulls {
+        pull.await.unwrap().unwrap();
+    }
+    assert_eq!(asked(&registry, &[&a, &b]), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -353,6 +464,32 @@ async fn bytes_that_are_not_what_they_should_be_are_refused() {
     assert!(text.contains("its unpacked digest is"), "{text}");
     root.assert_empty().await;
     root.pull(&reference).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_wrong_on_a_mirror_comes_from_the_registry() {
+    let (mirror, registry) = (Registry::start(), Registry::start());
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]",
+        registry.address, mirror.address
+    );
+    let root = Root::behind("images.example", &hosts);
+    let built = image(&["one", "two"]);
+    mirror.push("app", "1", &built);
+    registry.push("app", "1", &built);
+    let wrong = built.layers[1].as_str();
+    mirror.tamper(wrong, vec![b'x'; built.blobs[wrong].len()]);
+    let last = std::sync::Mutex::new(Progress::default());
+    let request = PullRequest {
+        reference: "images.example/app:1".into(),
+        ..PullRequest::default()
+    };
+    let pulled = root.images.pull(request, |p| *last.lock().unwrap() = p).await;
+    assert_eq!(pulled.unwrap_or_else(|e| panic!("{}", chain(&e))), built.id());
+    assert_eq!((mirror.asked(wrong), registry.asked(wrong)), (1, 1));
+    let last = *last.lock().unwrap();
+    assert_eq!(last.bytes_done, last.bytes, "what was thrown away does not count");
+    root.assert_tmp_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

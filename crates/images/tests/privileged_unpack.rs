@@ -271,6 +271,34 @@ async fn whiteouts_and_opaque_directories_hide_what_is_below() {
 }
 
 #[tokio::test]
+async fn entries_below_a_lower_link_to_the_root_go_there() {
+    let root = Root::new();
+    let base = Tar::default()
+        .symlink("all", "/")
+        .symlink("sub/up", "..")
+        .file("file", b"1")
+        .end();
+    let top = Tar::default()
+        .dir("all/dir/", 0o750, (3, 4))
+        .file("all/dir/x", b"2")
+        .file("sub/up/made/y", b"3")
+        .hard_link("all/dir/link", "file")
+        .end();
+    let id = root.load(&[base, top]).await.unwrap();
+    let snapshot = root.snapshot(&id).await;
+    let layer = &snapshot.lowers[0];
+    let read = |path: &str| std::fs::read_to_string(layer.join(path)).unwrap();
+    assert_eq!((read("dir/x"), read("made/y")), ("2".to_owned(), "3".to_owned()));
+    assert_eq!(read("dir/link"), "1");
+    let meta = std::fs::metadata(layer.join("dir")).unwrap();
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.mtime()),
+        (0o750, 3, 4, 1_600_000_000)
+    );
+    assert!(!layer.join("all").exists() && !layer.join("sub/up").exists());
+}
+
+#[tokio::test]
 async fn an_opaque_root_hides_all_layers_below() {
     let root = Root::new();
     let base = Tar::default().dir("./", 0o700, (1, 1)).file("hidden", b"1").end();

@@ -14,7 +14,14 @@ use crate::fault::{Context, Fault, Result};
 /// What init tells the builder: that it stands at the barrier, or why it does not. A terminal's master comes along.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
-    Ready { warnings: Vec<String> },
+    Ready {
+        warnings: Vec<String>,
+    },
+    /// Before that, where the container has hooks: everything is mounted, and init, which knows itself by this pid, waits
+    /// for them to be run.
+    Mounted {
+        pid: i32,
+    },
     Failed(Failed),
 }
 
@@ -56,6 +63,19 @@ pub(crate) fn listen_all(
     process: BorrowedFd<'_>,
     what: &str,
 ) -> Result<(Vec<String>, Vec<OwnedFd>)> {
+    let (word, fds) = hear(socket, process, what)?;
+    warnings_of(word).map(|warnings| (warnings, fds))
+}
+
+/// Waits for init to have mounted everything, and says how it knows itself.
+pub(crate) fn listen_mounted(socket: BorrowedFd<'_>, process: BorrowedFd<'_>, what: &str) -> Result<i32> {
+    match hear(socket, process, what)?.0 {
+        Word::Mounted { pid } => Ok(pid),
+        word => warnings_of(word).and(Err(out_of_turn())),
+    }
+}
+
+fn hear(socket: BorrowedFd<'_>, process: BorrowedFd<'_>, what: &str) -> Result<(Word, Vec<OwnedFd>)> {
     let mut buffer = vec![0; REPORT_LIMIT];
     // Init's end may live on in a process between the builder and init, so watch init itself as well.
     loop {
@@ -76,23 +96,39 @@ pub(crate) fn listen_all(
         if received.length == 0 {
             return Err(died(what));
         }
-        return decode(&buffer[..received.length]).map(|warnings| (warnings, received.fds));
+        return decode(&buffer[..received.length]).map(|word| (word, received.fds));
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<Vec<String>> {
-    match serde_json::from_slice(bytes) {
-        Ok(Word::Ready { warnings }) => Ok(warnings),
-        Ok(Word::Failed(failed)) => Err(Fault {
+fn decode(bytes: &[u8]) -> Result<Word> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| Fault::new(Kind::Internal, format!("unreadable word of init: {e}")))
+}
+
+fn warnings_of(word: Word) -> Result<Vec<String>> {
+    match word {
+        Word::Ready { warnings } => Ok(warnings),
+        Word::Failed(failed) => Err(Fault {
             message: failed.message,
             kind: failed.kind,
             errno: failed.errno,
         }),
-        Err(e) => Err(Fault::new(
-            Kind::Internal,
-            format!("unreadable word of init: {e}"),
-        )),
+        Word::Mounted { .. } => Err(out_of_turn()),
     }
+}
+
+fn out_of_turn() -> Fault {
+    Fault::new(Kind::Internal, "init said something that it was not asked for")
+}
+
+/// Waits for a process that does what it is told to say how that went. `what` names it in errors.
+pub(crate) fn listen_done(socket: BorrowedFd<'_>, what: &str) -> Result<()> {
+    let mut buffer = vec![0; REPORT_LIMIT];
+    let received = scm::recv(socket, &mut buffer).at(|| format!("hear from {what}"))?;
+    if received.length == 0 {
+        return Err(Fault::new(Kind::Internal, format!("{what} ended without a word")));
+    }
+    decode(&buffer[..received.length]).and_then(warnings_of).map(drop)
 }
 
 /// Waits for a process whose end of the socket closes when it executes its program.
@@ -102,7 +138,7 @@ pub(crate) fn listen_exec(socket: BorrowedFd<'_>, what: &str) -> Result<()> {
     if received.length == 0 {
         return Ok(());
     }
-    decode(&buffer[..received.length]).map(drop)
+    decode(&buffer[..received.length]).and_then(warnings_of).map(drop)
 }
 
 fn died(what: &str) -> Fault {

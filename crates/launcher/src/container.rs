@@ -3,11 +3,12 @@
 //! The order matters, and each step says why; decision record 1 has it call by call.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use holdfast_sys::clone::{Child, Clone3};
-use holdfast_sys::mount::{ATTR_RDONLY, Attributes, Propagation, set_attributes};
+use holdfast_sys::mount::{Attributes, Propagation, set_attributes};
 use holdfast_sys::{namespace, scm};
-use oci_spec::runtime::{Hooks, Linux, LinuxSeccomp, Process, Spec};
+use oci_spec::runtime::{Hooks as OciHooks, Linux, LinuxSeccomp, Process, Spec};
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -16,55 +17,54 @@ use crate::cgroup::{Place, kill_and_wait};
 use crate::channel::listen;
 use crate::creds::Credentials;
 use crate::devices::Devices;
+use crate::entering::Entering;
 use crate::error::Error;
 use crate::fault::{Context, Fault, Result, chain};
-use crate::init::{Init, become_root, close_others, ensure_working_directory, enter_root, pivot};
+use crate::hooks::{Ground, Hooks};
+use crate::init::{Init, close_others};
 use crate::limits::{Limits, set_oom_score};
-use crate::mounts::{Entry, Making, Placing, Prepared, make_read_only, mask};
+use crate::mounts::{Entry, Making, Placing};
 use crate::namespaces::{Choice, Choices, MOUNT, USER};
 use crate::overlay::Overlay;
 use crate::place::{Root, attach};
-use crate::plan::{ContainerPlan, Rootfs, Stdio};
+use crate::plan::{ContainerPlan, PodNamespaces, Rootfs, Stdio};
 use crate::procfs::Procfs;
 use crate::selinux::Label;
-use crate::userns::Mapping;
-use crate::{staging, sysctl, userns};
+use crate::staging;
+use crate::userns::{self, Mapping};
 
 /// Forks a builder that brings the container to its barrier.
 pub fn create_container(plan: ContainerPlan<'_>) -> Result<Building, Error> {
-    let building = start(plan.id, true, |barrier| build(&plan, barrier));
+    create(plan, None)
+}
+
+/// The same; `bundle` is where a container that has hooks gets its bundle.
+pub(crate) fn create(plan: ContainerPlan<'_>, bundle: Option<&Path>) -> Result<Building, Error> {
+    let building = start(plan.id, true, |barrier| build(&plan, bundle, barrier));
     // The container's ends of its pipes are the builder's now.
     drop(plan);
     building
 }
 
 /// The spec, taken apart and checked, before anything is done.
-struct Parts {
-    process: Process,
-    linux: Linux,
+pub(crate) struct Parts {
+    pub process: Process,
+    pub linux: Linux,
     credentials: Credentials,
     limits: Limits,
     entries: Vec<Entry>,
     seccomp: Option<holdfast_seccomp::Program>,
-    read_only: bool,
+    pub read_only: bool,
+    hooks: Option<Hooks>,
     warnings: Vec<String>,
 }
 
 impl Parts {
-    fn of(plan: &ContainerPlan<'_>) -> Result<Self> {
+    fn of(plan: &ContainerPlan<'_>, bundle: Option<&Path>) -> Result<Self> {
         let spec: Spec = serde_json::from_slice(plan.spec)
             .map_err(|e| Fault::invalid(format!("the spec of {} is unreadable: {e}", plan.name)))?;
         let missing = |what: &str| Fault::invalid(format!("the spec of {} has no {what}", plan.name));
-        if spec
-            .hooks()
-            .as_ref()
-            .is_some_and(|hooks| *hooks != Hooks::default())
-        {
-            return Err(Fault::unsupported(format!(
-                "{} has OCI hooks, which the built-in launcher does not run: an external runtime handler does",
-                plan.name
-            )));
-        }
+        let hooks = hooks(plan, &spec, bundle)?;
         let process = spec.process().clone().ok_or_else(|| missing("process"))?;
         let linux = spec.linux().clone().ok_or_else(|| missing("linux part"))?;
         let mut warnings = Vec::new();
@@ -77,11 +77,36 @@ impl Parts {
                 .root()
                 .as_ref()
                 .is_some_and(|r| r.readonly().unwrap_or(false)),
+            hooks,
             process,
             linux,
             warnings,
         })
     }
+}
+
+/// A container without a bundle has none, and one with a user namespace cannot have any.
+fn hooks(plan: &ContainerPlan<'_>, spec: &Spec, bundle: Option<&Path>) -> Result<Option<Hooks>> {
+    let Some(bundle) = bundle else {
+        let none = spec
+            .hooks()
+            .as_ref()
+            .is_none_or(|hooks| *hooks == OciHooks::default());
+        return match none {
+            true => Ok(None),
+            false => Err(Fault::unsupported(format!(
+                "{} has OCI hooks, but no bundle was named for them",
+                plan.name
+            ))),
+        };
+    };
+    if plan.namespaces.user.is_some() {
+        return Err(Fault::unsupported(format!(
+            "{} has OCI hooks and is in a pod with a user namespace: hooks there are not supported",
+            plan.name
+        )));
+    }
+    Hooks::parse(spec, plan.id, plan.name, bundle.to_owned()).map(Some)
 }
 
 pub(crate) fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<holdfast_seccomp::Program>> {
@@ -91,10 +116,11 @@ pub(crate) fn compile(profile: Option<&LinuxSeccomp>) -> Result<Option<holdfast_
         .map_err(|e| Fault::invalid(format!("compile the seccomp profile: {}", chain(&e))))
 }
 
-fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
+fn build(plan: &ContainerPlan<'_>, bundle: Option<&Path>, barrier: &OwnedFd) -> Result<Made> {
     rustix::process::umask(rustix::fs::Mode::empty());
     let proc = Procfs::shared()?;
-    let mut parts = Parts::of(plan)?;
+    let mut parts = Parts::of(plan, bundle)?;
+    let hooks = parts.hooks.take();
     let linux = &parts.linux;
     let pod = plan.namespaces;
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
@@ -128,6 +154,13 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         relabel: &plan.relabel,
     };
     // What lies on the host is opened in the host's mount namespace.
+    let host = match &hooks {
+        Some(_) => Some(
+            proc.namespace(0, "mnt")
+                .at(|| "open the host's mount namespace")?,
+        ),
+        None => None,
+    };
     let open_root = || open_rootfs(&plan.rootfs, proc, mapping.as_ref(), label);
     let entries = std::mem::take(&mut parts.entries);
     let (root, mut prepared) = if mapping.is_none() {
@@ -139,30 +172,36 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         (open_root()?, prepared)
     };
     making.overlays(&mut prepared)?;
+    let ground = match (&hooks, &host) {
+        (Some(hooks), Some(host)) => Some(Ground::lay(hooks, plan, (host.as_fd(), root.as_fd()))?),
+        _ => None,
+    };
     let whole_proc = mapping.is_some().then(Procfs::of_host).transpose()?;
     if let Some(score) = parts.process.oom_score_adj() {
         set_oom_score(score, plan.clamp_privileges, proc, &mut parts.warnings)?;
     }
     parts.limits.prepare(plan.clamp_privileges, &mut parts.warnings)?;
 
-    // From here on in the pod's namespaces, and in a copy of pause's tiny mount namespace.
+    // From here on in the pod's namespaces, and in a copy of pause's tiny mount namespace; with hooks, of the host's.
     choices.enter()?;
-    let mnt = pod
-        .mnt
-        .as_ref()
-        .ok_or_else(|| Fault::invalid("the pod's mount namespace is not open"))?;
-    namespace::join(mnt.as_fd(), MOUNT).at(|| "join the pod's mount namespace")?;
-    namespace::unshare(MOUNT).at(|| "make a mount namespace")?;
-    let base = staging::root()?;
-    let shm = || {
-        let shm = staging::open(base.as_fd(), staging::SHM)?;
-        staging::clone_tree(shm.as_fd(), false).at(|| "clone the pod's /dev/shm")
+    let (base, root) = match &ground {
+        None => (enter_staging(pod)?, root),
+        Some(ground) => ground.enter()?,
+    };
+    let shm = || match &ground {
+        None => {
+            let shm = staging::open(base.as_fd(), staging::SHM)?;
+            staging::clone_tree(shm.as_fd(), false).at(|| "clone the pod's /dev/shm")
+        }
+        Some(ground) => ground.pod_shm(),
     };
     making.of_pod(&mut prepared, shm)?;
-    match &whole_proc {
+    match (&whole_proc, &ground) {
+        // It lies in its bundle.
+        (_, Some(_)) => {}
         // Over the staging tree's own root, so that nothing has to be taken off again (see `enter_root`).
-        None => attach(root.as_fd(), base.as_fd()).at(|| "attach the container's root")?,
-        Some(whole) => {
+        (None, None) => attach(root.as_fd(), base.as_fd()).at(|| "attach the container's root")?,
+        (Some(whole), None) => {
             let at = staging::open(base.as_fd(), staging::ROOT)?;
             attach(root.as_fd(), at.as_fd()).at(|| "attach the container's root")?;
             let at = staging::open(base.as_fd(), staging::PROC)?;
@@ -191,6 +230,7 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         base: &base,
         root: &root,
         in_user_namespace: mapping.is_some(),
+        hooks_by: ground.as_ref().map(|_| &theirs),
     };
     let init = Init {
         container_id: plan.id,
@@ -205,6 +245,7 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         proc,
         builder: &theirs,
         barrier,
+        hooks: hooks.as_ref(),
     };
     let run = || {
         let mut keep = init.descriptors();
@@ -223,18 +264,35 @@ fn build(plan: &ContainerPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
         Some(user) => spawn_in(user.as_fd(), &choices, &place, run)?,
     };
     drop(theirs);
-    let heard = listen(ours.as_fd(), child.pidfd.as_fd(), "the container's init")
+    let run = match &ground {
+        Some(ground) => ground.run_hooks(&child, ours.as_fd()),
+        None => Ok(()),
+    };
+    let heard = run
+        .and_then(|()| listen(ours.as_fd(), child.pidfd.as_fd(), "the container's init"))
         .and_then(|heard| place.limit(&mut parts.warnings).map(|()| heard));
     let (more, terminal) = heard.inspect_err(|_| kill_and_wait(child.pidfd.as_fd()))?;
     place.keep();
     let mut fds = vec![(Slot::Init, child.pidfd)];
     fds.extend(terminal.map(|fd| (Slot::Terminal, fd)));
+    fds.extend(ground.map(|ground| (Slot::Mnt, ground.into_mounts())));
     parts.warnings.extend(more);
     Ok(Made {
         pid: child.pid,
         fds,
         warnings: parts.warnings,
     })
+}
+
+/// Makes a mount namespace as a copy of pause's. Gives back the staging tree, which is its root.
+fn enter_staging(pod: &PodNamespaces) -> Result<OwnedFd> {
+    let mnt = pod
+        .mnt
+        .as_ref()
+        .ok_or_else(|| Fault::invalid("the pod's mount namespace is not open"))?;
+    namespace::join(mnt.as_fd(), MOUNT).at(|| "join the pod's mount namespace")?;
+    namespace::unshare(MOUNT).at(|| "make a mount namespace")?;
+    staging::root()
 }
 
 /// The root file system as a detached mount.
@@ -335,122 +393,5 @@ pub(crate) struct Stepped {
 impl From<Child> for Stepped {
     fn from(child: Child) -> Self {
         Self { child, more: None }
-    }
-}
-
-/// Init's way into its root.
-struct Entering<'a> {
-    parts: &'a Parts,
-    choices: &'a Choices,
-    later: &'a [Prepared],
-    devices: &'a Devices,
-    /// The staging tree and the container's root, in the builder's mount namespace.
-    base: &'a OwnedFd,
-    root: &'a OwnedFd,
-    in_user_namespace: bool,
-}
-
-impl Entering<'_> {
-    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let mut fds: Vec<_> = self
-            .later
-            .iter()
-            .filter_map(|p| p.mount.as_ref())
-            .map(AsFd::as_fd)
-            .collect();
-        if let Choice::Join(fd) = &self.choices.cgroup {
-            fds.push(fd.as_fd());
-        }
-        fds.extend([self.base.as_fd(), self.root.as_fd()]);
-        fds
-    }
-
-    fn enter(&self) -> Result<()> {
-        self.choices.enter_cgroup()?;
-        if !self.in_user_namespace {
-            self.fill(self.base.as_fd(), self.root.as_fd())?;
-            enter_root(self.root.as_fd())?;
-            return self.share(self.root.as_fd());
-        }
-        become_root()?;
-        // A copy that belongs to the user namespace: its mounts are locked to what the host has made of them.
-        namespace::unshare(MOUNT).at(|| "make the user namespace's mount namespace")?;
-        let base = staging::root()?;
-        let locked = staging::open(base.as_fd(), staging::ROOT)?;
-        // A locked mount cannot become the root: its clone can.
-        let root = staging::clone_tree(locked.as_fd(), true).at(|| "clone the root")?;
-        attach(root.as_fd(), locked.as_fd()).at(|| "attach the clone of the root")?;
-        self.fill(base.as_fd(), root.as_fd())?;
-        pivot(root.as_fd())?;
-        self.share(root.as_fd())
-    }
-
-    /// What is left to be done in the root.
-    fn fill(&self, base: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Result<()> {
-        let placing = Placing {
-            root: Root {
-                fd: root,
-                owner: (0, 0),
-            },
-            devices: self.devices,
-        };
-        for prepared in self.later {
-            placing.place_one(prepared)?;
-        }
-        if let Some(sysctls) = self.parts.linux.sysctl().as_ref().filter(|s| !s.is_empty()) {
-            sysctl::apply(sysctls, self.own_namespaces(), &Procfs::new_instance()?)?;
-        }
-        let linux = &self.parts.linux;
-        let masked = linux.masked_paths().as_deref().unwrap_or_default();
-        if !masked.is_empty() {
-            let empty = staging::open(base, staging::EMPTY)?;
-            let null = staging::open(base, staging::NULL)?;
-            mask(placing.root, masked, empty.as_fd(), null.as_fd())?;
-        }
-        make_read_only(
-            placing.root,
-            linux.readonly_paths().as_deref().unwrap_or_default(),
-        )?;
-        self.finish_root(placing.root)
-    }
-
-    /// Once it is the root: pivot_root(2) takes no shared mount as the new one.
-    fn share(&self, root: BorrowedFd<'_>) -> Result<()> {
-        match self.parts.linux.rootfs_propagation().as_deref() {
-            Some("shared" | "rshared") => {
-                let attributes = Attributes {
-                    propagation: Propagation::Shared,
-                    ..Attributes::default()
-                };
-                set_attributes(root, attributes).at(|| "set the propagation of the root")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// What the root lacks is made before it becomes read-only.
-    fn finish_root(&self, root: Root<'_>) -> Result<()> {
-        match ensure_working_directory(root, self.parts.process.cwd()) {
-            // It is there, or is not to be made by root: its user is the one to try.
-            Err(denied) if denied.errno == libc::EACCES => {}
-            other => drop(other?),
-        }
-        let attributes = Attributes {
-            set: if self.parts.read_only { ATTR_RDONLY } else { 0 },
-            ..Attributes::default()
-        };
-        set_attributes(root.fd, attributes).at(|| "set the flags of the root")
-    }
-
-    fn own_namespaces(&self) -> u64 {
-        use holdfast_sys::clone::{NEWIPC, NEWNET, NEWUTS};
-        let list = [
-            (&self.choices.net, NEWNET),
-            (&self.choices.ipc, NEWIPC),
-            (&self.choices.uts, NEWUTS),
-        ];
-        list.iter()
-            .filter(|(choice, _)| !matches!(choice, Choice::Host))
-            .fold(0, |all, (_, flag)| all | flag)
     }
 }

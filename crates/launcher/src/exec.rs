@@ -87,6 +87,7 @@ fn build(plan: &ExecPlan<'_>, barrier: &OwnedFd) -> Result<Made> {
                 proc,
                 builder: &theirs,
                 barrier,
+                hooks: None,
             };
             let mut keep = init.descriptors();
             keep.push(plan.init);

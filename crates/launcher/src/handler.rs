@@ -14,6 +14,8 @@ use crate::plan::{ContainerPlan, ExecPlan};
 #[derive(Clone, Copy, Debug)]
 pub struct Made<'a> {
     pub id: &'a str,
+    /// Its init, as the caller's PID namespace sees it; once that has ended the number may be another's.
+    pub pid: i32,
     /// The mount namespace that the runtime works in, if its handler has made one.
     pub mounts: Option<BorrowedFd<'a>>,
 }
@@ -55,7 +57,8 @@ pub trait Handler {
     fn abandon(&self, _builder: i32) {}
 }
 
-/// The launcher of this crate. It runs no OCI hooks: a spec that has some is refused.
+/// The launcher of this crate, for containers without OCI hooks: a spec that has some is [`crate::Hooked`]'s, and refused
+/// here.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BuiltIn;
 
@@ -67,18 +70,19 @@ impl Handler for BuiltIn {
     fn start(&self, made: Made<'_>, barrier: Option<&Barrier>) -> Result<Option<Barrier>, Error> {
         match barrier {
             Some(barrier) => barrier.release().map(|()| None),
-            None => Err(Error::Build {
-                message: format!(
-                    "container {} was being created when its monitor died: it cannot be started",
-                    made.id
-                ),
-                kind: crate::Kind::Precondition,
-                errno: 0,
-            }),
+            None => Err(no_barrier(made.id)),
         }
     }
 
     fn exec(&self, plan: ExecPlan<'_>) -> Result<Building, Error> {
         crate::exec(plan)
+    }
+}
+
+pub(crate) fn no_barrier(id: &str) -> Error {
+    Error::Build {
+        message: format!("container {id} was being created when its monitor died: it cannot be started"),
+        kind: crate::Kind::Precondition,
+        errno: 0,
     }
 }

@@ -16,6 +16,7 @@ use crate::channel::{Word, say, wait_for_release};
 use crate::creds::{self, Credentials};
 use crate::error::Kind;
 use crate::fault::{Context, Fault, Result};
+use crate::hooks::{Hooks, Starting};
 use crate::limits::Limits;
 use crate::place::{Root, Want, attach};
 use crate::plan::{Stdio, WindowSize};
@@ -47,6 +48,8 @@ pub(crate) struct Init<'a> {
     pub proc: &'a Procfs,
     pub builder: &'a OwnedFd,
     pub barrier: &'a OwnedFd,
+    /// Those of a container that has some.
+    pub hooks: Option<&'a Hooks>,
 }
 
 /// An init's own user ids are set last; until then it acts as its user namespace's root.
@@ -74,7 +77,7 @@ impl Init<'_> {
 
     /// Runs to the end. `enter` brings the process into its root: `/` is the container's when it returns.
     pub fn run(&self, enter: impl FnOnce(&mut Vec<String>) -> Result<()>) -> i32 {
-        let (program, terminal) = match self.prepare(enter) {
+        let (program, terminal, starting) = match self.prepare(enter) {
             Ok(ready) => ready,
             Err(fault) => {
                 let _gone = say(self.builder.as_fd(), &Word::Failed(fault.into()), &[]);
@@ -84,9 +87,10 @@ impl Init<'_> {
         if !wait_for_release(self.barrier) {
             return FAILED;
         }
-        let finished = self.finish(terminal.as_ref());
+        let finished = self.finish(terminal.as_ref(), starting.as_ref().map(Starting::state));
         // What it owns is closed by then.
         std::mem::forget(terminal);
+        let finished = finished.and_then(|()| starting.map_or(Ok(()), |hooks| hooks.run()));
         let failure = match finished {
             Ok(()) => program.exec(),
             Err(fault) => ExecFailure {
@@ -103,7 +107,7 @@ impl Init<'_> {
     fn prepare(
         &self,
         enter: impl FnOnce(&mut Vec<String>) -> Result<()>,
-    ) -> Result<(Program, Option<OwnedFd>)> {
+    ) -> Result<(Program, Option<OwnedFd>, Option<Starting<'_>>)> {
         for tasks in self.tasks {
             rustix::io::write(tasks, b"0").at(|| "join the cgroup")?;
         }
@@ -126,16 +130,18 @@ impl Init<'_> {
         self.change_directory(root)?;
         let home = home_of(self.credentials.uid, root);
         let program = Program::new(self.process, Some(home))?;
+        let starting = self.hooks.map(Starting::prepare).transpose()?.flatten();
         let (master, peer) = terminal.unzip();
         self.set_stdio(root, peer.as_ref())?;
         let master = master.as_ref().map(AsFd::as_fd);
         say(self.builder.as_fd(), &Word::Ready { warnings }, master.as_slice())
             .at(|| "report to the builder")?;
-        Ok((program, peer))
+        Ok((program, peer, starting))
     }
 
     /// Past the barrier: gives up everything but what the program is to have.
-    fn finish(&self, terminal: Option<&OwnedFd>) -> Result<()> {
+    /// `state` is what hooks that come after are given.
+    fn finish(&self, terminal: Option<&OwnedFd>, state: Option<BorrowedFd<'_>>) -> Result<()> {
         if let Some(terminal) = terminal {
             process::set_controlling_terminal(terminal.as_fd()).at(|| "set the controlling terminal")?;
         }
@@ -144,7 +150,9 @@ impl Init<'_> {
         self.limits.set()?;
         // Before any filter: it might not allow it. Close-on-exec would come too late: while execve looks for its program,
         // /proc/self/fd leads through whatever is open (CVE-2024-21626). The barrier is a socket, which leads nowhere.
-        process::close_all_but(&mut [self.barrier.as_raw_fd()]).at(|| "close descriptors")?;
+        let mut keep = vec![self.barrier.as_raw_fd()];
+        keep.extend(state.map(|state| state.as_raw_fd()));
+        process::close_all_but(&mut keep).at(|| "close descriptors")?;
         self.credentials.assume(|| match self.seccomp {
             Some(program) => filter::install(program.instructions(), program.flags())
                 .map(drop)

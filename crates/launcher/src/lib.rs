@@ -23,7 +23,8 @@
 //! was seen unless something kills it, since it waits at the barrier; its exit status, if it comes early, belongs to
 //! the pid of the `Built` that follows.
 //!
-//! [`Handler`] is the seam between these and OCI runtimes that are installed beside us ([`External`]).
+//! [`Handler`] is the seam between these and OCI runtimes that are installed beside us ([`External`]). A container that
+//! has OCI hooks is built in another mount namespace and has further processes ([`Hooked`]).
 //!
 //! This crate leaves out: stdio pumping, exit records, cgroup removal after a container has ended (the monitor's),
 //! and networking beyond making the namespace and its loopback.
@@ -32,19 +33,23 @@
 
 mod bind;
 mod building;
+mod bundle;
 mod cgroup;
 mod cgroupfs;
 mod channel;
 mod container;
 mod creds;
 mod devices;
+mod entering;
 mod error;
 mod exec;
 mod external;
 mod fault;
 mod handler;
+mod hooks;
 mod init;
 mod limits;
+mod mountinfo;
 mod mounts;
 mod namespaces;
 mod options;
@@ -66,6 +71,7 @@ pub use error::{Error, Kind};
 pub use exec::exec;
 pub use external::External;
 pub use handler::{BuiltIn, Handler, Made};
+pub use hooks::Hooked;
 pub use plan::{
     CgroupDriver, CgroupRef, ContainerPlan, ExecPlan, IdMap, PodNamespaces, Rootfs, SandboxPlan, Stdio,
     WindowSize,

@@ -334,6 +334,10 @@ pub struct CreateContainer {
     /// None: the built-in launcher.
     #[prost(message, optional, tag = "20")]
     pub runtime: Option<OciRuntime>,
+    /// Set where the built-in launcher makes a container with OCI hooks: its bundle, made and removed by the monitor. Its
+    /// parent is a private mount.
+    #[prost(string, tag = "22")]
+    pub bundle: String,
 }
 
 /// A program that makes and drives a container in place of the built-in launcher, called as runc is.

@@ -50,6 +50,8 @@ pub(crate) struct Container {
     pub runtime: Option<OciRuntime>,
     /// We sent it the SIGKILL that it ends with: whatever the kernel has killed in it before, that is no OOM kill.
     pub killed_by_us: bool,
+    /// Of a container with hooks that the built-in launcher makes; empty: it has none.
+    pub bundle: String,
     /// Its runtime is being told to forget it.
     pub deleting: bool,
     /// It ended while a starter was still at work: told after the start.
@@ -106,6 +108,7 @@ impl Container {
             manages_cgroup: create.manages_cgroup,
             runtime: create.runtime.clone(),
             killed_by_us: false,
+            bundle: create.bundle.clone(),
             deleting: false,
             held_end: None,
             phase: Phase::Unspecified,
@@ -177,7 +180,7 @@ impl Monitor {
     pub(crate) fn create_container(&mut self, asker: Asker, create: &CreateContainer) -> Result<(), Failure> {
         let id = &create.container_id;
         check_id(id)?;
-        handlers::check(create.runtime.as_ref())?;
+        handlers::check(create.runtime.as_ref(), &create.bundle)?;
         if self.containers.iter().any(|container| container.id == *id) {
             let text = format!("container {id} exists already");
             return Err(failure(FailureKind::Precondition, text));
@@ -215,7 +218,7 @@ impl Monitor {
             clamp_privileges: create.clamp_privileges,
             relabel: create.relabel.iter().map(PathBuf::from).collect(),
         };
-        let handler = handlers::of(create.runtime.as_ref());
+        let handler = handlers::of(create.runtime.as_ref(), &create.bundle, &create.name);
         let building = handler
             .create(plan)
             .map_err(|error| crate::error::launcher(&error))?;

@@ -1,5 +1,5 @@
-//! Which runtime handler a container has, and what one other than the built-in launcher needs: signals by way of its
-//! program, and the deletion that follows an end.
+//! Which runtime handler a container has, and what one other than the plain built-in launcher needs: signals by way of its
+//! program, and the deletion that follows an end (with hooks, that is when poststop runs).
 //!
 //! ```text
 //!  Running ──init ends──> settled ──> delete (a job) ──> nothing left but the exit's record
@@ -9,7 +9,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use holdfast_launcher::{BuiltIn, External, Handler, Made};
+use holdfast_launcher::{BuiltIn, External, Handler, Hooked, Made};
 use holdfast_monitor_api::message::{Failure, FailureKind, OciRuntime};
 use holdfast_sys::pidfd;
 
@@ -19,10 +19,14 @@ use crate::error::{failed, failure, launcher};
 use crate::job::Outcome;
 use crate::monitor::{Asker, Goal, Monitor, Purpose};
 
-/// The handler of a container; `None` is the built-in launcher.
-pub(crate) fn of(runtime: Option<&OciRuntime>) -> Box<dyn Handler> {
+/// The handler of a container; without a runtime it is the built-in launcher, and a bundle says that it has hooks.
+pub(crate) fn of(runtime: Option<&OciRuntime>, bundle: &str, name: &str) -> Box<dyn Handler> {
     match runtime {
-        None => Box::new(BuiltIn),
+        None if bundle.is_empty() => Box::new(BuiltIn),
+        None => Box::new(Hooked {
+            name: name.to_owned(),
+            bundle: PathBuf::from(bundle),
+        }),
         Some(runtime) => Box::new(External {
             name: runtime.handler.clone(),
             program: PathBuf::from(&runtime.program),
@@ -34,7 +38,11 @@ pub(crate) fn of(runtime: Option<&OciRuntime>) -> Box<dyn Handler> {
 }
 
 /// Paths in it are used as they are.
-pub(crate) fn check(runtime: Option<&OciRuntime>) -> Result<(), Failure> {
+pub(crate) fn check(runtime: Option<&OciRuntime>, bundle: &str) -> Result<(), Failure> {
+    if !bundle.is_empty() && !Path::new(bundle).is_absolute() {
+        let text = format!("the bundle {bundle:?} must be an absolute path");
+        return Err(failure(FailureKind::Invalid, text));
+    }
     let Some(runtime) = runtime else {
         return Ok(());
     };
@@ -55,6 +63,7 @@ pub(crate) fn check(runtime: Option<&OciRuntime>) -> Result<(), Failure> {
 pub(crate) struct Traces {
     handler: Box<dyn Handler>,
     id: String,
+    pid: i32,
     mounts: Option<OwnedFd>,
 }
 
@@ -62,6 +71,7 @@ impl Traces {
     fn made(&self) -> Made<'_> {
         Made {
             id: &self.id,
+            pid: self.pid,
             mounts: self.mounts.as_ref().map(AsFd::as_fd),
         }
     }
@@ -87,13 +97,14 @@ impl Traces {
 
 impl Container {
     pub(crate) fn handler(&self) -> Box<dyn Handler> {
-        of(self.runtime.as_ref())
+        of(self.runtime.as_ref(), &self.bundle, &self.name)
     }
 
     pub(crate) fn made(&self) -> Made<'_> {
         let held = self.descriptors.as_ref();
         Made {
             id: &self.id,
+            pid: self.pid,
             mounts: held.and_then(|held| held.mounts.as_ref()).map(AsFd::as_fd),
         }
     }
@@ -103,6 +114,7 @@ impl Container {
         Traces {
             handler: self.handler(),
             id: self.id.clone(),
+            pid: self.pid,
             mounts: self
                 .made()
                 .mounts
@@ -208,11 +220,13 @@ mod tests {
             bundle: "/run/b/id".into(),
             options: Vec::new(),
         };
-        assert!(check(None).is_ok());
-        assert!(check(Some(&runtime)).is_ok());
-        assert!(of(Some(&runtime)).leaves_traces() && !of(None).leaves_traces());
+        assert!(check(None, "").is_ok() && check(None, "/run/b/id").is_ok());
+        assert!(check(None, "b").is_err());
+        assert!(check(Some(&runtime), "").is_ok());
+        assert!(of(Some(&runtime), "", "").leaves_traces() && !of(None, "", "").leaves_traces());
+        assert!(of(None, "/run/b/id", "").leaves_traces());
         runtime.root = "r".into();
-        let refused = check(Some(&runtime)).unwrap_err();
+        let refused = check(Some(&runtime), "").unwrap_err();
         assert!(refused.message.contains("runc"), "{}", refused.message);
     }
 }

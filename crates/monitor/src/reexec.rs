@@ -257,6 +257,7 @@ fn container_state<'a>(container: &'a Container, kept: &mut Kept<'a>) -> Contain
         has_mounts: shape.is_some_and(|shape| shape.has_mounts),
         runtime: container.runtime.clone(),
         killed_by_us: container.killed_by_us,
+        bundle: container.bundle.clone(),
         barrier: container
             .barrier
             .as_ref()
@@ -433,6 +434,7 @@ impl Monitor {
         container.manages_cgroup = state.manages_cgroup;
         container.runtime = state.runtime;
         container.killed_by_us = state.killed_by_us;
+        container.bundle = state.bundle;
         container.phase = Phase::try_from(state.phase).unwrap_or(Phase::Running);
         container.pid = state.pid;
         container.ours = state.ours;

@@ -106,8 +106,10 @@ pub(crate) struct ContainerState {
     pub runtime: Option<OciRuntime>,
     #[prost(bool, tag = "41")]
     pub has_mounts: bool,
-    #[prost(bool, tag = "42")]
+    #[prost(bool, tag = "43")]
     pub killed_by_us: bool,
+    #[prost(string, tag = "42")]
+    pub bundle: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

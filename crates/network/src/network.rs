@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, RwLock};
 use tracing::{info, warn};
 
 use crate::bridge::{self, Bridge};
@@ -14,6 +15,9 @@ use crate::record::{Backend, Book, Phase, PodRecord};
 use crate::retry::Retry;
 use crate::types::{NetResult, NetworkStatus, PodNetwork, Reconciled};
 use crate::{Error, Result};
+
+/// Between two looks for a moment in which no plugin runs.
+const GC_PAUSE: Duration = Duration::from_millis(200);
 
 /// The node's pod networks. Clones share one owner.
 #[derive(Clone, Debug)]
@@ -29,6 +33,8 @@ pub(crate) struct Shared {
     template: Option<(PathBuf, PathBuf)>,
     executor: cni::Executor,
     locks: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+    /// Shared by ADD and DEL; GC has it alone (CNI 1.1, "GC: Clean up any stale resources").
+    plugins: RwLock<()>,
     retry: Retry,
 }
 
@@ -65,6 +71,7 @@ impl Network {
             template: places,
             executor,
             locks: Mutex::default(),
+            plugins: RwLock::default(),
             retry: Retry::start(weak.clone()),
         });
         Ok(Self { shared })
@@ -218,6 +225,7 @@ impl Shared {
         };
         // Before the record: a plugin that was never there could not be asked to undo anything, and would be for ever.
         self.executor.require(list)?;
+        let _shared = self.plugins.read().await;
         let attachment = cni::Attachment::new(&pod, list, netns_path);
         let mut record = PodRecord::new(&pod, Backend::Cni(attachment.clone()));
         self.book.reserve(&record)?;
@@ -238,7 +246,7 @@ impl Shared {
                 self.book.update(record)?;
                 Ok(done.result)
             }
-            Err(add) => match self.delete_cni(record, &attachment).await {
+            Err(add) => match self.deleted(record, &attachment).await {
                 Ok(()) => Err(add),
                 Err(unwind) => {
                     self.retry.add(id);
@@ -251,7 +259,13 @@ impl Shared {
         }
     }
 
-    async fn delete_cni(&self, mut record: PodRecord, attachment: &cni::Attachment) -> Result<()> {
+    async fn delete_cni(&self, record: PodRecord, attachment: &cni::Attachment) -> Result<()> {
+        let _shared = self.plugins.read().await;
+        self.deleted(record, attachment).await
+    }
+
+    /// Called with `plugins` taken.
+    async fn deleted(&self, mut record: PodRecord, attachment: &cni::Attachment) -> Result<()> {
         if record.phase != Phase::Draining {
             record.phase = Phase::Draining;
             self.book.update(record.clone())?;
@@ -313,6 +327,7 @@ impl Shared {
                 done.removed.push(id);
             }
         }
+        let mut rebuilt = Ok(());
         // The bridge is not built on a node that uses CNI and never had a pod on it.
         let wanted = matches!(self.cni.current(), Selected::Builtin)
             || self
@@ -321,7 +336,11 @@ impl Shared {
                 .iter()
                 .any(|r| matches!(r.backend, Backend::Bridge(_)));
         if wanted {
-            done.stray_links = self.bridge.call(bridge::Bridge::rebuild).await??;
+            match self.bridge.call(bridge::Bridge::rebuild).await {
+                Ok(Ok(stray)) => done.stray_links = stray,
+                // The dead are taken down all the same.
+                Ok(Err(error)) | Err(error) => rebuilt = Err(error),
+            }
         }
         let mut cni_dead = 0_usize;
         for (id, builtin) in dead {
@@ -335,15 +354,7 @@ impl Shared {
                 self.retry.now(id);
             }
         }
-        if let Selected::Network(list) = self.cni.current() {
-            let valid: Vec<String> = self.book.all().iter().map(|r| r.sandbox_id.clone()).collect();
-            let executor = self.executor.clone();
-            tokio::spawn(async move {
-                if let Err(error) = executor.gc(&list, &valid).await {
-                    warn!(network = %list.name, error = error.chain(), "cni garbage collection failed");
-                }
-            });
-        }
+        tokio::spawn(collect(Arc::downgrade(&self)));
         done.kept.sort();
         done.removed.sort();
         info!(
@@ -352,6 +363,24 @@ impl Shared {
             cni = cni_dead,
             "network reconciled"
         );
-        Ok(done)
+        rebuilt.map(|()| done)
+    }
+}
+
+/// CNI's GC, once, at a moment when no plugin is at work: one that hangs must not hold up those that come after it.
+async fn collect(shared: Weak<Shared>) {
+    while let Some(shared) = shared.upgrade() {
+        let Selected::Network(list) = shared.cni.current() else {
+            return;
+        };
+        if let Ok(_alone) = shared.plugins.try_write() {
+            let valid: Vec<String> = shared.book.all().iter().map(|r| r.sandbox_id.clone()).collect();
+            if let Err(error) = shared.executor.gc(&list, &valid).await {
+                warn!(network = %list.name, error = error.chain(), "cni garbage collection failed");
+            }
+            return;
+        }
+        drop(shared);
+        tokio::time::sleep(GC_PAUSE).await;
     }
 }

@@ -46,7 +46,11 @@ pub struct Blob {
     /// Bytes that a host without ranges sends again.
     skip: u64,
     attempts: Vec<(usize, Fault)>,
+    /// Time spent waiting for this host, and the position where it began.
     waited: Duration,
+    begun: u64,
+    /// Endpoints before this one that gave a part.
+    gave: Vec<usize>,
     failed: bool,
 }
 
@@ -66,6 +70,8 @@ impl Blob {
             skip: 0,
             attempts: Vec::new(),
             waited: Duration::ZERO,
+            begun: 0,
+            gave: Vec::new(),
             failed: false,
             pull,
         };
@@ -145,7 +151,7 @@ impl Blob {
             }
             return Ok(None);
         };
-        let budget = limits.document + Duration::from_secs(self.size / limits.min_rate.max(1));
+        let budget = self.pull.patience(self.position - self.begun);
         if self.waited > budget {
             return Err(Fault::Deadline {
                 what: "the blob",
@@ -175,23 +181,34 @@ impl Blob {
         let Some(verifier) = self.verifier.take() else {
             return Ok(());
         };
-        verifier.finish().map_err(|mismatch| {
-            let what = self.name();
-            self.pull.avoid(self.hosts[self.host].0);
-            self.attempts
-                .push((self.hosts[self.host].0, Fault::Mismatch { what, mismatch }));
-            self.fail()
-        })
+        verifier.finish().map_err(|mismatch| self.mismatch(mismatch))
     }
 
     /// For a consumer that hashes: says that the digest was wrong. As after a mismatch found here, later blobs of the
-    /// same pull avoid the host that gave it while there is another, so that asking once more is worthwhile.
-    #[must_use]
-    pub fn reject(mut self, mismatch: DigestMismatch) -> Error {
+    /// same pull avoid the host that gave it while there is another.
+    ///
+    /// # Errors
+    /// What failed, if no other host is left. Otherwise the blob is to be asked for once more.
+    pub fn reject(mut self, mismatch: DigestMismatch) -> Result<(), Error> {
+        let error = self.mismatch(mismatch);
+        if !self.pull.has_another() {
+            return Err(error);
+        }
+        tracing::warn!(digest = %self.digest, %error, "a host gave a wrong blob, another is asked");
+        Ok(())
+    }
+
+    /// Blames the hosts before this one that gave a part and broke off, else this one.
+    fn mismatch(&mut self, mismatch: DigestMismatch) -> Error {
+        let present = self.hosts[self.host].0;
+        if self.gave.is_empty() {
+            self.gave.push(present);
+        }
+        for endpoint in self.gave.drain(..) {
+            self.pull.avoid(endpoint);
+        }
         let what = self.name();
-        self.pull.avoid(self.hosts[self.host].0);
-        self.attempts
-            .push((self.hosts[self.host].0, Fault::Mismatch { what, mismatch }));
+        self.attempts.push((present, Fault::Mismatch { what, mismatch }));
         self.fail()
     }
 
@@ -218,13 +235,19 @@ impl Blob {
     }
 
     fn next_host(&mut self, fault: Fault) -> Result<(), Error> {
-        self.attempts.push((self.hosts[self.host].0, fault));
+        let endpoint = self.hosts[self.host].0;
+        self.attempts.push((endpoint, fault));
+        if self.position > self.begun {
+            self.gave.push(endpoint);
+        }
         if self.host + 1 >= self.hosts.len() {
             return Err(self.fail());
         }
         self.host += 1;
         self.breaks = 0;
         self.mark = self.position;
+        self.waited = Duration::ZERO;
+        self.begun = self.position;
         Ok(())
     }
 

@@ -52,8 +52,11 @@ pub struct Limits {
     pub stall: Duration,
     /// A whole manifest, token or error body.
     pub document: Duration,
-    /// Bytes a second below which a blob is given up, after `document` has passed; only waiting for the network counts.
+    /// Bytes a second below which a blob is given up, once it had the time of all attempts; only waiting for the network
+    /// counts, and what has come, not what was promised.
     pub min_rate: u64,
+    /// Waiting for one blob from one host, however large it is.
+    pub blob: Duration,
     /// Bytes of a manifest or an index.
     pub manifest_size: u64,
     /// Requests to the registry itself for one thing; a mirror that has others behind it gets two.
@@ -72,6 +75,7 @@ impl Default for Limits {
             stall: Duration::from_secs(30),
             document: Duration::from_secs(60),
             min_rate: 4 << 10,
+            blob: Duration::from_secs(12 * 3600),
             manifest_size: 4 << 20,
             attempts: 4,
             redirects: 5,
@@ -167,7 +171,8 @@ impl Pull {
         Blob::open(self.clone(), descriptor, verify).await
     }
 
-    /// A whole small blob, such as an image's configuration, verified; refused beforehand if it is over `limit` bytes.
+    /// A whole small blob, such as an image's configuration, verified; refused beforehand if it is over `limit` bytes. A host
+    /// that gives other bytes is left for the next one.
     pub async fn bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes, Error> {
         if descriptor.size > limit {
             return Err(Error::TooLarge {
@@ -177,12 +182,33 @@ impl Pull {
                 limit,
             });
         }
-        let mut blob = self.blob(descriptor, Verify::Here).await?;
-        let mut out = BytesMut::new();
-        while let Some(chunk) = blob.chunk().await? {
-            out.extend_from_slice(&chunk);
+        // Ends: each turn but the last finds one host more that is to be avoided.
+        loop {
+            let mut blob = self.blob(descriptor, Verify::Consumer).await?;
+            let mut verifier = descriptor.digest.verifier();
+            let mut out = BytesMut::new();
+            while let Some(chunk) = blob.chunk().await? {
+                verifier.update(&chunk);
+                out.extend_from_slice(&chunk);
+            }
+            match verifier.finish() {
+                Ok(()) => return Ok(out.freeze()),
+                Err(mismatch) => blob.reject(mismatch)?,
+            }
         }
-        Ok(out.freeze())
+    }
+
+    /// How long a blob's reader may have waited for one host when `got` bytes have come. A blob's stated size would be the
+    /// registry's own word for how long it may keep everybody waiting.
+    pub(crate) fn patience(&self, got: u64) -> Duration {
+        let limits = &self.inner.session.limits;
+        let attempts = limits.stall.saturating_mul(limits.attempts.max(1));
+        let earned = Duration::from_secs(got / limits.min_rate.max(1));
+        limits
+            .document
+            .max(attempts)
+            .saturating_add(earned)
+            .min(limits.blob)
     }
 
     /// Endpoints with a capability, with the attempts that each may have.
@@ -222,6 +248,13 @@ impl Pull {
             .enumerate()
             .map(|(n, e)| (*e, if n == last { attempts } else { attempts.min(2) }))
             .collect())
+    }
+
+    /// Whether a host that may be asked for content has given no wrong blob yet.
+    pub(crate) fn has_another(&self) -> bool {
+        let all = self.inner.endpoints.iter().zip(&self.inner.avoided);
+        all.into_iter()
+            .any(|(endpoint, avoided)| endpoint.pull && !avoided.load(Ordering::Relaxed))
     }
 
     pub(crate) fn avoid(&self, endpoint: usize) {

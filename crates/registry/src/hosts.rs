@@ -16,7 +16,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::error::Error;
 use crate::tls::{Tls, TlsFiles};
-use crate::transport::is_loopback;
+use crate::transport::{is_link_local, is_loopback};
 
 const FILE: &str = "hosts.toml";
 const DEFAULT_DIR: &str = "_default";
@@ -64,6 +64,11 @@ impl Origin {
 
     pub fn is_loopback(&self) -> bool {
         is_loopback(self.host())
+    }
+
+    /// Whether a registry elsewhere has no business to name it: loopback, or where clouds keep their metadata services.
+    pub fn is_into_machine(&self) -> bool {
+        self.is_loopback() || is_link_local(self.host())
     }
 }
 

@@ -275,20 +275,10 @@ fn check_redirect(from: &Uri, to: &Uri) -> Result<(), String> {
     if a.https && !b.https {
         return Err(format!("to {b} is a step from https to http"));
     }
-    let local = |o: &Origin| o.is_loopback() || is_link_local(o.host());
-    if local(&b) && !local(&a) {
+    if b.is_into_machine() && !a.is_into_machine() {
         return Err(format!("to {b} is into this machine"));
     }
     Ok(())
-}
-
-/// Where clouds keep their metadata services.
-fn is_link_local(host: &str) -> bool {
-    match host.parse::<std::net::IpAddr>() {
-        Ok(std::net::IpAddr::V4(ip)) => ip.is_link_local() || ip.is_unspecified(),
-        Ok(std::net::IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unspecified(),
-        Err(_) => false,
-    }
 }
 
 /// Resolves a `Location` against the URI that it came from (RFC 3986, 5.2, without dot segments).
@@ -357,6 +347,17 @@ mod tests {
             ),
             ("https://r.io/", "https://127.0.0.1/", "into this machine"),
             ("https://r.io/", "https://[::1]:5000/", "into this machine"),
+            (
+                "https://r.io/",
+                "https://[::ffff:127.0.0.1]/",
+                "into this machine",
+            ),
+            (
+                "http://r.io/",
+                "http://[::ffff:169.254.169.254]/latest",
+                "into this machine",
+            ),
+            ("https://r.io/", "https://[fe80::1]/", "into this machine"),
         ] {
             assert!(
                 check_redirect(&uri(from), &uri(to)).unwrap_err().contains(part),

@@ -104,7 +104,7 @@ pub(crate) async fn obtain(
         let service = Service {
             session,
             endpoint,
-            realm: parse_realm(endpoint, realm, secret)?,
+            realm: parse_realm(&endpoint.origin, realm, secret)?,
             service: service.as_deref(),
             scope,
         };
@@ -135,11 +135,11 @@ fn only_pull(scope: &str) -> String {
 }
 
 /// Checks the URL that a registry names as its token service.
-fn parse_realm(endpoint: &Endpoint, realm: &str, secret: &Secret) -> Result<Uri, Fault> {
+fn parse_realm(registry: &Origin, realm: &str, secret: &Secret) -> Result<Uri, Fault> {
     let refuse = |reason: &str| Fault::Token {
         reason: format!(
             "{} names the token service {:?}, {reason}",
-            endpoint.origin,
+            registry,
             shown(realm)
         ),
         source: None,
@@ -147,15 +147,20 @@ fn parse_realm(endpoint: &Endpoint, realm: &str, secret: &Secret) -> Result<Uri,
     let uri: Uri = realm.parse().map_err(|_| refuse("which is not a URL"))?;
     let origin =
         Origin::of(&uri).ok_or_else(|| refuse("which is not an http or https URL without user name"))?;
-    let both_loopback = origin.is_loopback() && endpoint.origin.is_loopback();
-    if origin.is_loopback() && !endpoint.origin.is_loopback() {
+    let both_loopback = origin.is_loopback() && registry.is_loopback();
+    if origin.is_loopback() && !registry.is_loopback() {
         return Err(refuse("which is on this machine's loopback"));
     }
+    if origin.is_into_machine() && !registry.is_into_machine() {
+        return Err(refuse(
+            "which is a link-local address, where clouds keep their metadata services",
+        ));
+    }
     if !origin.https && !both_loopback {
-        if endpoint.origin.https {
+        if registry.https {
             return Err(refuse("which is not https"));
         }
-        if *secret != Secret::None && origin.authority != endpoint.origin.authority {
+        if *secret != Secret::None && origin.authority != registry.authority {
             return Err(refuse(
                 "which is another host without https, so the credential is not sent",
             ));
@@ -175,6 +180,12 @@ struct Service<'a> {
     realm: Uri,
     service: Option<&'a str>,
     scope: String,
+}
+
+/// An answer, and whether it came from another host than the realm's own.
+struct Answered {
+    response: Response,
+    foreign: bool,
 }
 
 /// What a token service answers; Docker's `token` and OAuth's `access_token` mean the same.
@@ -200,7 +211,7 @@ impl Service<'_> {
                 let answer = self.get(header, Some(username)).await?;
                 // Services that only know OAuth say so in one of these ways.
                 if matches!(
-                    answer.status,
+                    answer.response.status,
                     StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
                 ) {
                     let form = [
@@ -234,7 +245,7 @@ impl Service<'_> {
         &self,
         authorization: Option<HeaderValue>,
         account: Option<&str>,
-    ) -> Result<Response, Fault> {
+    ) -> Result<Answered, Fault> {
         let account: Vec<_> = account.map(|a| ("account", a)).into_iter().collect();
         // In a GET each scope is a parameter of its own (distribution's token specification).
         let scopes: Vec<&str> = self.scope.split_ascii_whitespace().collect();
@@ -249,7 +260,7 @@ impl Service<'_> {
         self.send(Method::GET, uri, private, Bytes::new()).await
     }
 
-    async fn post(&self, form: &[(&str, &str)]) -> Result<Response, Fault> {
+    async fn post(&self, form: &[(&str, &str)]) -> Result<Answered, Fault> {
         let mut form = form.to_vec();
         form.push(("client_id", CLIENT_ID));
         let body = self.query(&[&self.scope], &form);
@@ -263,7 +274,7 @@ impl Service<'_> {
         uri: Uri,
         private: HeaderMap,
         body: Bytes,
-    ) -> Result<Response, Fault> {
+    ) -> Result<Answered, Fault> {
         let origin = Origin::of(&uri).ok_or_else(|| self.fault("its URL cannot be sent", None))?;
         let same = origin == self.endpoint.origin;
         let tls = &self.endpoint.tls;
@@ -294,15 +305,25 @@ impl Service<'_> {
             foreign,
         };
         match self.session.follow(hop).await {
-            Ok((response, _)) => Ok(response),
+            Ok((response, foreign)) => Ok(Answered { response, foreign }),
             Err(fault) => Err(self.fault("it cannot be asked", Some(fault))),
         }
     }
 
-    async fn accept(&self, response: Response, secret: &Secret) -> Result<Grant, Fault> {
+    /// Whether a refusal's words may be shown. Any registry can name any service as its own, also one that only this machine
+    /// reaches: its words are shown if it is the registry itself, or was trusted with a credential.
+    fn may_quote(&self, foreign: bool, secret: &Secret) -> bool {
+        let own = Origin::of(&self.realm).as_ref() == Some(&self.endpoint.origin);
+        let entrusted = matches!(secret, Secret::Basic { .. } | Secret::Identity(_));
+        !foreign && (own || entrusted)
+    }
+
+    async fn accept(&self, answer: Answered, secret: &Secret) -> Result<Grant, Fault> {
         let wait = self.session.limits.document.min(self.session.limits.stall);
+        let quote = self.may_quote(answer.foreign, secret);
+        let response = answer.response;
         if response.status != StatusCode::OK {
-            let fault = crate::request::status_fault(response, secret.strings(), true, wait).await;
+            let fault = crate::request::status_fault(response, secret.strings(), quote, wait).await;
             return Err(self.fault("it refused", Some(fault)));
         }
         let body = response
@@ -346,6 +367,7 @@ impl Service<'_> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -356,6 +378,32 @@ mod tests {
             "repository(plugin):a:pull repository:c:pull"
         );
         assert_eq!(only_pull("aws"), "aws");
+    }
+
+    #[test]
+    fn services_in_this_machine_are_not_asked_for_a_registry_elsewhere() {
+        let origin = |url: &str| Origin::of(&url.parse().unwrap()).unwrap();
+        let elsewhere = origin("http://r.io/");
+        for (realm, part) in [
+            ("http://127.0.0.1/t", "loopback"),
+            ("http://[::1]:81/t", "loopback"),
+            ("https://[::ffff:127.0.0.1]/t", "loopback"),
+            ("http://169.254.169.254/latest", "link-local"),
+            ("https://[fe80::1]/t", "link-local"),
+            ("http://[::ffff:169.254.169.254]/latest", "link-local"),
+        ] {
+            let refused = parse_realm(&elsewhere, realm, &Secret::None)
+                .unwrap_err()
+                .to_string();
+            assert!(refused.contains(part), "{realm}: {refused}");
+        }
+        parse_realm(&elsewhere, "https://10.0.0.1/t", &Secret::None).unwrap();
+        parse_realm(
+            &origin("http://127.0.0.1:5000/"),
+            "http://[::1]:81/t",
+            &Secret::None,
+        )
+        .unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod dial;
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -346,6 +347,19 @@ fn without_userinfo(authority: &str) -> &str {
 /// Whether a host is this machine by definition: `localhost`, 127.0.0.0/8 or ::1.
 pub(crate) fn is_loopback(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare.eq_ignore_ascii_case("localhost")
-        || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    bare.eq_ignore_ascii_case("localhost") || address(bare).is_some_and(|ip| ip.is_loopback())
+}
+
+/// Where clouds keep their metadata services, and the addresses that mean "here" without being loopback.
+pub(crate) fn is_link_local(host: &str) -> bool {
+    match address(host) {
+        Some(IpAddr::V4(ip)) => ip.is_link_local() || ip.is_unspecified(),
+        Some(IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unspecified(),
+        None => false,
+    }
+}
+
+/// An address as the kernel takes it: one of IPv4 that is written as IPv6 (`::ffff:127.0.0.1`) is the one of IPv4.
+fn address(host: &str) -> Option<IpAddr> {
+    host.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
 }

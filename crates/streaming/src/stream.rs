@@ -5,6 +5,7 @@
 //! reads holds up the others of its connection (as it does with the peers), though never those of another.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -14,6 +15,8 @@ use crate::{spdy, ws};
 
 /// What one connection keeps for streams that are read slowly.
 const BUDGET: usize = 256 << 10;
+/// Whether the client is still there is asked so often while its input waits.
+const PROBE_EVERY: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 30_000 });
 /// The least that a piece counts, however small it is.
 const LEAST: usize = 256;
 
@@ -37,16 +40,22 @@ enum Piece {
 pub struct Feed(mpsc::UnboundedSender<Piece>);
 
 impl Feed {
-    /// False if nobody wants it any more.
-    pub async fn push(&self, budget: &Budget, bytes: Bytes) -> bool {
+    /// False if nobody wants it any more. Nothing is read from the connection meanwhile, so its end would not be seen: `probe` is
+    /// called from time to time, to write something that the kernel of a client that has gone refuses.
+    pub async fn push(&self, budget: &Budget, bytes: Bytes, probe: impl Fn()) -> bool {
         if bytes.is_empty() {
             return true;
         }
         let cost = u32::try_from(bytes.len().clamp(LEAST, BUDGET)).unwrap_or(u32::MAX);
-        let permit = tokio::select! {
-            biased;
-            () = self.0.closed() => return false,
-            permit = budget.0.clone().acquire_many_owned(cost) => permit,
+        let room = budget.0.clone().acquire_many_owned(cost);
+        tokio::pin!(room);
+        let permit = loop {
+            tokio::select! {
+                biased;
+                () = self.0.closed() => return false,
+                permit = &mut room => break permit,
+                () = tokio::time::sleep(PROBE_EVERY) => probe(),
+            }
         };
         permit.is_ok_and(|permit| self.0.send(Piece::Data(bytes, permit)).is_ok())
     }

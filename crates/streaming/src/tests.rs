@@ -418,6 +418,26 @@ async fn half_open_and_malformed_connections_are_ended() {
         .unwrap();
 }
 
+#[tokio::test]
+async fn a_client_that_leaves_while_its_input_waits_is_noticed() {
+    let (server, backend) = start(Config::default()).await;
+    // More than the pipe, the connection's budget and the socket take.
+    let (piece, blocked) = (vec![0; 16 << 10], Duration::from_millis(500));
+    let url = server.exec(command(&["sleep", "60"])).unwrap();
+    let mut client = spdy(&url, V4, ALL).await;
+    while timeout(blocked, client.send(&data(3, &piece, false)))
+        .await
+        .is_ok()
+    {}
+    drop(client);
+    none_left(&backend.running).await;
+    let url = server.exec(command(&["sleep", "60"])).unwrap();
+    let mut client = Ws::new(upgrade(&url, WEBSOCKET, V5).await);
+    while timeout(blocked, client.channel(0, &piece)).await.is_ok() {}
+    drop(client);
+    none_left(&backend.running).await;
+}
+
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }

@@ -20,6 +20,7 @@ pub mod net;
 pub mod netlink;
 pub mod pidfd;
 pub mod process;
+pub mod project;
 pub mod scm;
 pub mod seccomp;
 pub mod signals;

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::missing_panics_doc)]
 
+mod disk;
 mod expected;
 mod inventory;
 mod leaks;
@@ -33,6 +34,7 @@ mod rootfs;
 mod scope;
 mod scratch;
 
+pub use disk::{Disk, DiskKind};
 pub use expected::{Expected, Pod};
 pub use inventory::Inventory;
 pub use leaks::Leaks;

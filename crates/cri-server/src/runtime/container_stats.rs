@@ -10,11 +10,11 @@ use crate::batches::{self, Batches};
 use crate::translate::container_stats;
 use crate::{Services, error, filter};
 
-pub fn call(
+pub async fn call(
     services: &Services,
     request: v1::ContainerStatsRequest,
 ) -> Result<v1::ContainerStatsResponse, Status> {
-    let found = services.engine.container_usage(&request.container_id);
+    let found = services.engine.container_usage(&request.container_id).await;
     let found = found.map_err(error::engine)?;
     Ok(v1::ContainerStatsResponse {
         stats: Some(container_stats(&found, &layers_on(services))),

@@ -322,7 +322,7 @@ impl RuntimeService for RuntimeCalls {
     ) -> Reply<v1::ContainerStatsResponse> {
         let request = request.into_inner();
         let subject = request.container_id.clone();
-        let work = async { container_stats::call(&self.0, request) };
+        let work = container_stats::call(&self.0, request);
         call::run("ContainerStats", &subject, Some(call::READ), work).await
     }
 

@@ -10,8 +10,7 @@
 //! kind. Whoever asks sees the files as they are now, whether inotify has told of them or not: device plugins write a spec
 //! and have the container made right after.
 //!
-//! Leaves out running hooks, which is the launcher's and not built ([`crate::adjust`] refuses them), resctrl and moving
-//! network interfaces.
+//! Leaves out running hooks, which is the launcher's or an external runtime's, resctrl and moving network interfaces.
 
 mod inject;
 mod name;

@@ -1,12 +1,14 @@
-//! Where the bundles of external runtimes lie, and what is done about those that no monitor removes.
+//! Where bundles lie (those of external runtimes, and of containers with hooks that the built-in launcher makes), and what
+//! is done about those that no monitor removes.
 //!
 //! The directory is a private mount of its own (decision record 1): what a monitor mounts below it in a copy of the
 //! host's mount namespace stays unseen by the host, and volumes propagate all the same.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_model::{ContainerId, ContainerRecord, OciRuntime};
@@ -18,12 +20,52 @@ use crate::shared::{Shared, blocking};
 use crate::{Config, Error};
 
 const DELETE: Duration = Duration::from_secs(15);
+/// The launcher's mark of a container whose poststop hooks have not been run.
+const POSTSTOP: &str = "poststop";
+
+/// The containers that have a bundle. That of the built-in launcher's is on no record: the directory is the record, and it
+/// is read once, so that containers without hooks cost nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Bundles(Mutex<BTreeSet<ContainerId>>);
+
+impl Bundles {
+    /// Those that an earlier daemon has left. Blocks.
+    pub(crate) fn open(config: &Config) -> Self {
+        Self(Mutex::new(ids_in(&config.bundles()).into_iter().collect()))
+    }
+
+    /// The path of the container's bundle, if it has one.
+    pub(crate) fn of(&self, config: &Config, id: &ContainerId) -> Option<PathBuf> {
+        self.has(id).then(|| config.bundles().join(id.as_str()))
+    }
+
+    fn has(&self, id: &ContainerId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    fn forget(&self, id: &ContainerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Where a container with hooks will have its bundle, before its monitor makes it there.
+pub(crate) async fn reserve(shared: &Shared, id: ContainerId) -> Result<(), Error> {
+    let config = shared.config.clone();
+    blocking(move || ensure(&config)).await?;
+    let known = &shared.bundles.0;
+    known.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    Ok(())
+}
 
 /// Makes the directory and its mount, where a handler needs them. Blocks.
 pub(crate) fn prepare(config: &Config) -> Result<(), Error> {
     if config.handlers.iter().all(|handler| handler.runtime.is_none()) {
         return Ok(());
     }
+    ensure(config)
+}
+
+fn ensure(config: &Config) -> Result<(), Error> {
     let dir = config.bundles();
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -66,9 +108,26 @@ pub(crate) fn release(config: &Config) {
 /// After the monitor has removed a container, or could not: has the runtime forget it, if it still knows it.
 pub(crate) async fn sweep(shared: &Shared, record: &ContainerRecord) -> Result<(), Error> {
     let Some(runtime) = &record.runtime else {
-        return Ok(());
+        return sweep_hooked(shared, &record.id).await;
     };
     forget(&shared.config, runtime, &record.id).await
+}
+
+/// The same for the built-in launcher, which keeps nothing of a container but its bundle.
+async fn sweep_hooked(shared: &Shared, id: &ContainerId) -> Result<(), Error> {
+    let Some(bundle) = shared.bundles.of(&shared.config, id) else {
+        return Ok(());
+    };
+    let owed = blocking(move || {
+        let owed = bundle.join(POSTSTOP).exists();
+        remove_bundle(&bundle).map(|()| owed)
+    })
+    .await?;
+    if owed {
+        warn!(container = %id, "its poststop hooks were not run: its monitor was killed, and nobody saw it end");
+    }
+    shared.bundles.forget(id);
+    Ok(())
 }
 
 async fn forget(config: &Config, runtime: &OciRuntime, id: &ContainerId) -> Result<(), Error> {
@@ -141,10 +200,12 @@ pub(crate) async fn sweep_strays(shared: &Shared) {
         }
     }
     for id in ids_in(&shared.config.bundles()) {
-        if !known.contains(&id)
-            && let Err(error) = remove_bundle(&shared.config.bundles().join(id.as_str()))
-        {
-            warn!(container = %id, "{}", error.chain());
+        if known.contains(&id) {
+            continue;
+        }
+        match remove_bundle(&shared.config.bundles().join(id.as_str())) {
+            Ok(()) => shared.bundles.forget(&id),
+            Err(error) => warn!(container = %id, "{}", error.chain()),
         }
     }
 }

@@ -15,7 +15,7 @@ use holdfast_model::{ContainerSpec, Invalid, OciRuntime, SandboxSpec};
 use oci_spec::runtime::{Hooks, Spec};
 use tracing::{info, warn};
 
-pub(crate) use bundles::{prepare, release, sweep, sweep_strays};
+pub(crate) use bundles::{Bundles, prepare, release, reserve, sweep, sweep_strays};
 pub use probe::Found;
 
 use crate::config::{Handler, OciHandler};
@@ -39,7 +39,6 @@ pub(crate) struct Handlers(Vec<Known>);
 
 struct Known {
     config: Handler,
-    /// Of the built-in launcher nothing needs to be found.
     found: RwLock<Looked>,
 }
 
@@ -56,7 +55,7 @@ impl Handlers {
             let looked = match &handler.runtime {
                 None => Looked {
                     file: None,
-                    found: Arc::new(Ok(Found::default())),
+                    found: Arc::new(Ok(Found::built_in())),
                 },
                 Some(runtime) => look(&handler.name, runtime).await,
             };

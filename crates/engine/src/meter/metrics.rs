@@ -118,7 +118,7 @@ impl Shared {
     }
 
     fn container_metrics(&self, record: &Arc<ContainerRecord>) -> Option<ContainerMetrics> {
-        let ContainerUsage { usage, .. } = self.usage_of_container(record);
+        let ContainerUsage { usage, .. } = self.container_usage(record);
         let meter = self.container_meter(&record.id)?;
         let detail = meter.detail();
         let mut files = lock(&meter.files);

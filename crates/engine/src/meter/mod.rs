@@ -2,8 +2,10 @@
 //!
 //! - Processor, memory, pressure and tasks are read when they are asked for, through descriptors that are open already
 //!   ([`readers`]). A sampler takes the processor time now and then, so that a rate can be told at once.
-//! - Interfaces and writable layers are told from the last sample, with its time: reading the first can wait for a lock of
-//!   the kernel's network configuration, measuring the second is a walk over a disk ([`layers`]).
+//! - Interfaces are told from the last sample, with its time: reading them can wait for a lock of the kernel's network
+//!   configuration.
+//! - Writable layers are read from the file system's accounts when they are asked for, where it keeps such; else they are told
+//!   as the last walk over the disk found them, with its time ([`layers`]).
 //! - What only metrics tell ([`metrics`]) is read when they are asked for, away from the runtime's threads.
 //!
 //! Everything of a container or a pod is closed when it ends.
@@ -16,12 +18,12 @@ mod sampler;
 mod walk;
 mod window;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use holdfast_cgroups::Stats;
-use holdfast_model::{ContainerId, ContainerRecord, ContainerState, SandboxId, SandboxRecord};
+use holdfast_model::{ContainerId, ContainerRecord, ContainerState, SandboxId, SandboxRecord, SandboxState};
 use holdfast_network::PodLinks;
 use tokio::sync::Notify;
 
@@ -50,8 +52,16 @@ pub mod bounds {
     pub const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
     /// A single pod's interfaces are read when asked for, but nobody waits for them longer than this.
     pub const NETWORK_WAIT: Duration = Duration::from_millis(500);
-    /// How often a writable layer is measured, at the most.
+    /// How often a writable layer is walked, at the most.
     pub const LAYER_EVERY: Duration = Duration::from_secs(10);
+    /// How often what is on a layer's account is compared with a walk, where a container could change that; [`LAYER_EVERY`]
+    /// after a walk that found more.
+    pub const LAYER_CHECK: Duration = Duration::from_secs(300);
+    /// Walks in a row that find more than the account, by more than this, after which it is not believed any more.
+    pub const LAYER_DOUBTS: u32 = 3;
+    pub const LAYER_SLACK: u64 = 64 << 20;
+    /// How long anybody waits for a disk to tell what is on accounts.
+    pub const LAYER_WAIT: Duration = Duration::from_millis(500);
     /// A layer that took long is left alone for this many times as long.
     pub const LAYER_REST: u32 = 20;
     /// Entries between two rests of a walk, and the rest.
@@ -206,7 +216,11 @@ impl Shared {
     /// Whether a pod has its cgroup to itself: given by its maker, and no other pod was given the same.
     fn alone(&self) -> impl Fn(&SandboxRecord) -> bool {
         let mut pods: HashMap<String, usize> = HashMap::new();
-        for record in self.views.sandboxes.all() {
+        // A sandbox that was made anew has its predecessor's; that one has nothing in it any more.
+        let present = |record: &Arc<SandboxRecord>| {
+            !matches!(record.state, SandboxState::Stopped | SandboxState::Removing)
+        };
+        for record in self.views.sandboxes.all().into_iter().filter(present) {
             *pods.entry(record.cgroup.clone()).or_default() += 1;
         }
         let default = self.config.default_cgroup.clone();
@@ -262,13 +276,20 @@ impl Usage {
     }
 }
 
-/// What the calls ask. None of it waits for a disk or for another pod.
+/// What the calls ask. None of it waits for another pod, nor for a disk any longer than [`bounds::LAYER_WAIT`].
 impl Shared {
-    pub(crate) fn usage_of_container(&self, record: &Arc<ContainerRecord>) -> ContainerUsage {
+    pub(crate) async fn usage_of_container(&self, record: &Arc<ContainerRecord>) -> ContainerUsage {
+        self.read_accounts(std::slice::from_ref(record)).await;
         self.container_usage(record)
     }
 
     pub(crate) async fn usage_of_containers(&self, records: &[Arc<ContainerRecord>]) -> Vec<ContainerUsage> {
+        self.read_accounts(records).await;
+        self.figures(records).await
+    }
+
+    /// Without a look at the disk.
+    async fn figures(&self, records: &[Arc<ContainerRecord>]) -> Vec<ContainerUsage> {
         let mut all = Vec::with_capacity(records.len());
         for turn in records.chunks(bounds::TURN) {
             all.extend(turn.iter().map(|record| self.container_usage(record)));
@@ -294,11 +315,15 @@ impl Shared {
 
     pub(crate) async fn usage_of_pods(&self, records: &[Arc<SandboxRecord>]) -> Vec<PodUsage> {
         let mut of_pod = self.containers_by_pod();
+        let asked: HashSet<SandboxId> = records.iter().map(|record| record.id).collect();
+        of_pod.retain(|id, _| asked.contains(id));
+        self.read_accounts(&of_pod.values().flatten().cloned().collect::<Vec<_>>())
+            .await;
         let alone = self.alone();
         let mut all = Vec::with_capacity(records.len());
         for record in records {
             let containers = of_pod.remove(&record.id).unwrap_or_default();
-            let usages = self.usage_of_containers(&containers).await;
+            let usages = self.figures(&containers).await;
             all.push(self.pod_usage(record, usages, alone(record)));
         }
         all

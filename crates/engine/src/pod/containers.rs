@@ -8,7 +8,7 @@ use holdfast_model::{
     ContainerEvent, ContainerId, ContainerRecord, ContainerSpec, ContainerState, ContainerUser, ExitInfo,
     NamespaceMode, ResolvedImage, SandboxState, Signal,
 };
-use holdfast_monitor_api::message::{ContainerStarted, ExecSync, Exit};
+use holdfast_monitor_api::message::{ContainerStarted, ExecSync, Exit, FailureKind};
 use holdfast_monitor_api::{Client, Error as MonitorError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -123,6 +123,8 @@ impl Pod {
             }));
             return;
         }
+        // Who makes containers in it has claimed the pod, whether the answer to its creation was heard or not.
+        self.unclaimed_until = None;
         if let Some(known) = self
             .containers
             .values_mut()
@@ -148,11 +150,11 @@ impl Pod {
 
     fn new_container(&self, wanted: ContainerSpec) -> Result<(Container, create::Plan), Error> {
         if self.containers.len() >= bounds::CONTAINERS {
-            return Err(Error::Unsupported(format!(
-                "pod {} has {} containers on record: no more than that",
-                self.id(),
-                bounds::CONTAINERS
-            )));
+            return Err(Error::TooMany {
+                what: "containers on record",
+                id: self.id().to_string(),
+                limit: bounds::CONTAINERS,
+            });
         }
         let client = self.client().ok_or_else(|| self.no_monitor())?;
         let id = new_container_id()?;
@@ -289,9 +291,13 @@ impl Pod {
             waiters.add(id.as_str(), reply);
             return;
         }
-        if container.state() != ContainerState::Created || container.removal.is_some() {
+        let ending = container.removal.is_some() || container.stop.is_some();
+        if container.state() != ContainerState::Created || ending {
             let state = container.state().name();
-            let wanted = "only a created container can be started";
+            let wanted = match ending {
+                true => "it is being stopped or removed",
+                false => "only a created container can be started",
+            };
             let _ = reply.send(Err(Error::State {
                 what: "container",
                 id: id.to_string(),
@@ -332,7 +338,11 @@ impl Pod {
                 self.save_container_or_warn(id).await;
             }
             Err(error) => {
-                if matches!(error.monitor_cause(), Some(MonitorError::Refused { .. }))
+                let cause = error.monitor_cause();
+                // It may yet come to run. What was told as not started must not: the client makes another.
+                if matches!(cause, Some(MonitorError::Deadline { .. })) {
+                    self.stop_container(id, Duration::ZERO, None);
+                } else if matches!(cause, Some(MonitorError::Refused { kind, .. }) if *kind != FailureKind::Precondition)
                     && container.apply(ContainerEvent::StartFailed).is_ok()
                 {
                     let record = container.edit();
@@ -397,8 +407,19 @@ impl Pod {
         let Some(container) = self.containers.get_mut(&id) else {
             return;
         };
-        // It may have ended by itself meanwhile, or its monitor is being replaced: then the time-out decides.
-        if !container.live() || matches!(error.monitor_cause(), Some(MonitorError::Gone)) {
+        // It may have ended by itself meanwhile (the monitor says so before its exit, which waits for the log), or its monitor is
+        // being replaced: then the time-out decides.
+        let passing = matches!(
+            error.monitor_cause(),
+            Some(
+                MonitorError::Gone
+                    | MonitorError::Refused {
+                        kind: FailureKind::NotFound,
+                        ..
+                    }
+            )
+        );
+        if !container.live() || passing {
             if let Some(stop) = container.stop.as_mut() {
                 stop.killed = false;
                 stop.due = Instant::now() + Duration::from_secs(1);

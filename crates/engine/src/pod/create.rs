@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::{Context, files, link, scope};
 use crate::Error;
-use crate::adjust::{Subject, adjust};
+use crate::adjust::{Subject, adjust, has_hooks};
 use crate::config::bounds;
 use crate::handlers;
 use crate::lookup::{self, Extras, Identity};
@@ -88,10 +88,7 @@ impl Plan {
         let record = self.record.clone();
         let next = move || {
             let prepared = images.prepare(record.id.as_str(), &image.id, &options);
-            let snapshot =
-                prepared.map_err(|source| image_error(&record, "preparing the root file system", source))?;
-            make_log_directory(&record)?;
-            Ok(snapshot)
+            prepared.map_err(|source| image_error(&record, "preparing the root file system", source))
         };
         self.context
             .shared
@@ -134,6 +131,9 @@ impl Plan {
             what: format!("the spec of {} cannot be written: {e}", self.record.id),
         })?;
         debug!(container = %self.record.id, "spec made");
+        if self.record.runtime.is_none() && has_hooks(&adjusted) {
+            handlers::reserve(&self.context.shared, self.record.id).await?;
+        }
         let mut message = link::container_message(&self.context, &self.pod, &self.record);
         message.spec = oci_spec.clone().into_bytes();
         message.rootfs = Some(rootfs(snapshot)?);
@@ -295,17 +295,6 @@ fn image_error(record: &ContainerRecord, step: &'static str, source: holdfast_im
         step,
         id: record.id.to_string(),
         source: Box::new(source),
-    }
-}
-
-/// The kubelet makes it; other clients may not have. Blocks: logs can be on any disk.
-fn make_log_directory(record: &ContainerRecord) -> Result<(), Error> {
-    let parent = Path::new(&record.log_path).parent();
-    match parent.filter(|dir| !dir.as_os_str().is_empty()) {
-        Some(parent) => {
-            std::fs::create_dir_all(parent).map_err(|source| Error::io("make log directory", parent, source))
-        }
-        None => Ok(()),
     }
 }
 

@@ -160,6 +160,14 @@ impl Update {
         Limits::from_oci(&spec::oci_resources(&self.write))
     }
 
+    /// With what a container was limited to before; a pod's are told whole with each update.
+    pub(super) fn all_limits(&self) -> Option<Limits> {
+        match &self.kept {
+            Kept::Container(all) => Limits::from_oci(&spec::oci_resources(all)).ok(),
+            Kept::Pod(_) | Kept::Nothing => None,
+        }
+    }
+
     fn score(&self) -> Option<i32> {
         let wanted = i32::try_from(self.write.oom_score_adj).ok();
         wanted.filter(|score| *score != 0 && self.first.is_some())

@@ -226,7 +226,18 @@ pub(super) fn container_message(
                 .into_owned(),
             options: runtime.options.clone(),
         }),
+        bundle: match &record.runtime {
+            Some(_) => String::new(),
+            None => bundle(context, record),
+        },
     }
+}
+
+/// Of a container with hooks that the built-in launcher makes; empty: it has none.
+fn bundle(context: &Context, record: &ContainerRecord) -> String {
+    let shared = &context.shared;
+    let bundle = shared.bundles.of(&shared.config, &record.id);
+    bundle.map_or_else(String::new, |bundle| bundle.to_string_lossy().into_owned())
 }
 
 /// One container to hand over.

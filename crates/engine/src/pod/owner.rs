@@ -242,6 +242,20 @@ impl Pod {
         });
     }
 
+    /// A container whose removal is not complete waits for its own retry, whatever else has worked.
+    fn retry_removals(&mut self) {
+        let waits =
+            |c: &Container| c.state() == holdfast_model::ContainerState::Removing && c.removal.is_none();
+        if self.containers.values().any(waits) {
+            self.schedule_retry();
+        }
+    }
+
+    /// Something lives in it that only a monitor can end well, and there is none.
+    fn unreached(&self) -> bool {
+        self.link.is_none() && self.containers.values().any(Container::live)
+    }
+
     /// What could not be done a while ago is tried once more.
     fn try_again(&mut self) {
         // The pause is kept, so that the next one is longer; far in the future, so that it does not fire by itself.
@@ -257,6 +271,7 @@ impl Pod {
             SandboxState::Removing if !self.removal_running => drop(self.removal.get_or_insert_default()),
             SandboxState::Stopping if !self.stop_running => drop(self.stop.get_or_insert_default()),
             SandboxState::Ready if self.link.is_none() => self.lost(),
+            SandboxState::Dead if self.unreached() => self.lost(),
             _ => {}
         }
     }
@@ -490,14 +505,16 @@ impl Pod {
                 self.edit().monitor_pid = Some(link.pid);
                 self.link = Some(link);
                 self.retry = None;
+                self.retry_removals();
                 self.reconcile(inventory).await;
                 self.save_or_warn().await;
             }
             Err(error) => {
                 error!(pod = %self.id(), "{}", error.chain());
                 match relinked.estate {
-                    Some(estate) => self.take_back(estate),
-                    None => self.abandoned().await,
+                    // Whoever wants the pod gone does not wait for a monitor: the rest is done by cgroup.
+                    Some(estate) if !self.removing() => self.take_back(estate),
+                    _ => self.abandoned().await,
                 }
                 for command in std::mem::take(&mut self.parked) {
                     command.refuse(error.share());
@@ -556,6 +573,10 @@ impl Pod {
         if self.record.state != SandboxState::Stopping || self.stop_running {
             return;
         }
+        if self.unreached() {
+            self.lost();
+            return;
+        }
         self.kill_all();
         let busy = |container: &Container| {
             container.live()
@@ -592,6 +613,7 @@ impl Pod {
             self.edit().monitor_pid = None;
             self.edit().network_owed = false;
             self.retry = None;
+            self.retry_removals();
             debug!(pod = %self.id(), "stopped");
             self.save_or_warn().await;
             self.announce(Happened::Stopped);

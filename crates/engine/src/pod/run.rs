@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use holdfast_model::{Protocol, SandboxRecord};
 use holdfast_monitor_api::Sandbox;
-use holdfast_network::{Dns, NetResult, PodNetwork, PortMapping};
+use holdfast_network::{Bandwidth, Dns, NetResult, PodNetwork, PortMapping};
 use tracing::{debug, warn};
 
 use super::link::{self, Link};
@@ -201,6 +201,7 @@ impl Sandboxed {
         })?;
         let spec = &record.spec;
         let dns = spec.dns.clone().unwrap_or_default();
+        let (ingress, egress) = spec.bandwidth()?;
         Ok(PodNetwork {
             sandbox_id: id,
             name: spec.metadata.name.clone(),
@@ -219,7 +220,7 @@ impl Sandboxed {
                 searches: dns.searches,
                 options: dns.options,
             },
-            bandwidth: None,
+            bandwidth: (ingress.is_some() || egress.is_some()).then_some(Bandwidth { ingress, egress }),
             ips: Vec::new(),
             mac: None,
             cgroup_path: Some(record.cgroup.clone()),

@@ -1,8 +1,8 @@
 //! The systemd driver's part in a pod's life: a scope before each process is made, its properties, and the slice's end.
 //! Under cgroupfs all of this is nothing: the launcher makes the cgroups.
 
-use holdfast_cgroups::systemd::{Property, properties};
-use holdfast_cgroups::{Limits, Stage};
+use holdfast_cgroups::systemd::{Property, before, properties};
+use holdfast_cgroups::{Limits, Mode, Plan, Stage};
 use holdfast_model::{CgroupDriver, ContainerRecord, SandboxRecord, scope_unit};
 use oci_spec::runtime::Spec;
 
@@ -71,16 +71,34 @@ async fn tell(
     .await
 }
 
-/// An update, which is in the files already: systemd is told of it, and the files, which it then writes anew, are given it
-/// again.
+/// An update (the first of the two limits), which is in the files already: systemd is told of it, and the files, which it then
+/// writes anew, are given all that is limited (the second).
 pub(super) async fn updated(
     context: &Context,
     unit: &str,
     path: String,
-    limits: &Limits,
+    (limits, all): (&Limits, &Limits),
 ) -> Result<(), Error> {
     let properties = wanted(limits, Stage::All, context.shared.hierarchy.mode())?;
-    tell(context, (unit, path), properties, limits).await
+    tell(context, (unit, path), properties, all).await
+}
+
+/// An update that was taken back in the files, of which systemd may have been told: it is told what was before, and the files are
+/// put back again. What could not be done is named.
+pub(super) async fn taken_back(context: &Context, unit: &str, path: String, plan: Plan) -> Vec<String> {
+    let hierarchy = context.shared.hierarchy.clone();
+    let properties = match before(&plan) {
+        _ if hierarchy.mode() != Mode::Unified => return Vec::new(),
+        Ok(properties) if properties.is_empty() => return Vec::new(),
+        Ok(properties) => properties,
+        Err(error) => return vec![invalid(&error).chain()],
+    };
+    let told = context.shared.systemd.set_properties(unit, &properties).await;
+    if let Err(error) = told {
+        return vec![failed("putting the limits back", unit)(error).chain()];
+    }
+    let written = tokio::task::spawn_blocking(move || super::limits::take_back(&hierarchy, &path, &plan));
+    written.await.unwrap_or_default()
 }
 
 /// What the container's spec limits, after adjustment.

@@ -169,10 +169,14 @@ fn remove_tree(dir: &Path) -> Result<(), Error> {
 pub(super) async fn sweep(context: &Context, cgroups: Vec<String>) -> Result<(), Error> {
     let hierarchy = context.shared.hierarchy.clone();
     shared::blocking(move || {
-        for path in cgroups {
-            sweep_one(&hierarchy, &path)?;
+        // All are killed before any is waited for: one that hangs must not keep the others alive.
+        for path in &cgroups {
+            if let Ok(cgroup) = hierarchy.open(path) {
+                let _ = cgroup.kill();
+            }
         }
-        Ok(())
+        let swept: Vec<_> = cgroups.iter().map(|path| sweep_one(&hierarchy, path)).collect();
+        swept.into_iter().collect()
     })
     .await
 }

@@ -20,7 +20,7 @@ use holdfast_model::{
 };
 use tracing::{debug, info, warn};
 
-use super::limits::{Kept, Partial, PodResources, Target, Undo, Update, take_back};
+use super::limits::{self, Kept, Partial, PodResources, Target, Undo, Update};
 use super::owner::Pod;
 use super::{Context, Done, scope};
 use crate::config::bounds;
@@ -71,18 +71,28 @@ async fn carry_out(
     let (Ok(()), Some(unit), Ok(limits)) = (&outcome, &update.unit, update.limits()) else {
         return Some((update, outcome));
     };
-    match scope::updated(context, unit, update.cgroup.clone(), &limits).await {
+    let all = update.all_limits().unwrap_or_else(|| limits.clone());
+    match scope::updated(context, unit, update.cgroup.clone(), (&limits, &all)).await {
         Ok(()) => Some((update, Ok(()))),
         Err(error) => {
-            let hierarchy = context.shared.hierarchy.clone();
-            let back = tokio::task::spawn_blocking(move || {
-                let left = update.take_back(&hierarchy);
-                (update, left)
-            });
-            let (update, left) = back.await.ok()?;
+            let (update, left) = take_back(context, update).await?;
             Some((update, Err(error.with_left(left))))
         }
     }
+}
+
+/// After it was carried out: in the files, and at systemd. `None`: the daemon ends.
+async fn take_back(context: &Context, update: Box<Update>) -> Option<(Box<Update>, Vec<String>)> {
+    let hierarchy = context.shared.hierarchy.clone();
+    let back = tokio::task::spawn_blocking(move || {
+        let left = update.take_back(&hierarchy);
+        (update, left)
+    });
+    let (update, mut left) = back.await.ok()?;
+    if let Some(unit) = &update.unit {
+        left.extend(scope::taken_back(context, unit, update.cgroup.clone(), update.plan.clone()).await);
+    }
+    Some((update, left))
 }
 
 impl Pod {
@@ -102,7 +112,7 @@ impl Pod {
 
     fn next_container_update(&mut self, id: ContainerId) {
         let clamp = self.context.shared.config.clamp_privileges;
-        let by_systemd = self.record.cgroup_driver == CgroupDriver::Systemd;
+        let unit = self.unit_of(Target::Container(id));
         loop {
             let Some(container) = self.containers.get_mut(&id).filter(|it| !it.updates.running) else {
                 return;
@@ -141,7 +151,7 @@ impl Pod {
                 cgroup: container.record.cgroup.clone(),
                 first: container.record.pid,
                 clamp,
-                unit: by_systemd.then(|| scope_unit(id.as_str())),
+                unit: unit.clone(),
                 old_score: i32::try_from(known.oom_score_adj).unwrap_or(0),
                 write,
                 partial: Partial::default(),
@@ -175,8 +185,7 @@ impl Pod {
                         cgroup: self.record.cgroup.clone(),
                         first: None,
                         clamp: false,
-                        unit: (self.record.cgroup_driver == CgroupDriver::Systemd)
-                            .then(|| self.record.slice_unit().to_owned()),
+                        unit: self.unit_of(Target::Pod),
                         old_score: 0,
                         write,
                         partial: self.partial(),
@@ -324,12 +333,9 @@ impl Pod {
             (true, Err(error)) => {
                 // What is not on record has not happened.
                 self.put_limits(target, before);
-                let hierarchy = self.context.shared.hierarchy.clone();
-                let done = tokio::task::spawn_blocking(move || {
-                    let left = update.take_back(&hierarchy);
-                    (update, left)
-                });
-                let Ok((update, left)) = done.await else { return };
+                let Some((update, left)) = take_back(&self.context, update).await else {
+                    return;
+                };
                 let _ = self.save_target(target).await;
                 outcome = Err(error.with_left(left));
                 *update
@@ -428,6 +434,15 @@ impl Pod {
         }
     }
 
+    /// The unit whose limits they are, under the systemd driver.
+    fn unit_of(&self, target: Target) -> Option<String> {
+        let by_systemd = self.record.cgroup_driver == CgroupDriver::Systemd;
+        by_systemd.then(|| match target {
+            Target::Container(id) => scope_unit(id.as_str()),
+            Target::Pod => self.record.slice_unit().to_owned(),
+        })
+    }
+
     async fn save_target(&self, target: Target) -> Result<(), Error> {
         match target {
             Target::Container(id) => self.save_container(id).await,
@@ -456,21 +471,29 @@ impl Pod {
         let clamp = self.context.shared.config.clamp_privileges;
         for (target, cgroup, score, undo) in cut_off {
             let hierarchy = self.context.shared.hierarchy.clone();
+            let path = cgroup.clone();
             let left = blocking(move || {
                 let undo: Undo = serde_json::from_value(undo).map_err(|e| Error::Internal {
                     what: format!("the record of an update that was cut off cannot be read: {e}"),
                 })?;
-                let mut left = take_back(&hierarchy, &cgroup, &undo.plan);
+                let mut left = limits::take_back(&hierarchy, &cgroup, &undo.plan);
                 if undo.score
                     && let (Ok(cgroup), Ok(score)) = (hierarchy.open(&cgroup), i32::try_from(score))
                     && let Err(failed) = score::set(&cgroup, Of::All, score, clamp)
                 {
                     left.push(failed.to_string());
                 }
-                Ok(left)
+                Ok((left, undo.plan))
             });
+            let left = match (left.await, self.unit_of(target)) {
+                (Ok((mut left, plan)), Some(unit)) => {
+                    left.extend(scope::taken_back(&self.context, &unit, path, plan).await);
+                    Ok(left)
+                }
+                (taken, _) => taken.map(|(left, _)| left),
+            };
             let name = self.name_of(target);
-            match left.await {
+            match left {
                 Ok(left) if left.is_empty() => info!(id = name, "an update that was cut off is taken back"),
                 Ok(left) => warn!(
                     id = name,

@@ -179,6 +179,12 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Invalid> {
     spec.set_mounts(Some(mounts::all(inputs, &modes)?));
     spec.set_process(Some(process::build(inputs, &identity, &capabilities)?));
     spec.set_linux(Some(linux(inputs, &modes, &capabilities)?));
+    // For external runtimes and for hooks.
+    let annotations = &inputs.container.annotations;
+    let given = annotations
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()));
+    spec.set_annotations(Some(given.collect()));
     Ok(Built {
         spec,
         user: identity.user,

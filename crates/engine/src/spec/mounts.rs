@@ -52,13 +52,26 @@ pub(crate) fn all(inputs: &Inputs<'_>, modes: &Modes) -> Result<Vec<Mount>, Inva
     wanted.sort_by_key(|mount| depth(mount.destination()));
     // What the client mounts itself, the runtime leaves alone, with everything that would be below it.
     let mut list: Vec<Mount> = defaults(inputs, modes);
-    list.extend(pod_files(inputs, modes.user.is_some()));
     list.retain(|own| {
         !wanted
             .iter()
             .any(|mount| own.destination().starts_with(mount.destination()))
     });
-    list.extend(wanted);
+    // The pod's own files lie over a volume at /etc: without them it would have no names.
+    let mut files = pod_files(inputs, modes.user.is_some());
+    files.retain(|own| {
+        !wanted
+            .iter()
+            .any(|mount| own.destination() == mount.destination())
+    });
+    let (before, below): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|mount| {
+        files
+            .iter()
+            .all(|file| !mount.destination().starts_with(file.destination()))
+    });
+    list.extend(before);
+    list.extend(files);
+    list.extend(below);
     Ok(list)
 }
 

@@ -772,3 +772,14 @@ fn images_and_declared_volumes_become_overlays() {
     // The client's own mount replaces what the image declares at that path.
     assert_eq!(super::remaining_volumes(&volumes, &case.container), ["/var/db"]);
 }
+
+#[test]
+fn annotations_are_the_containers() {
+    let mut case = case();
+    let given = [("example.com/a".to_owned(), "b".to_owned())];
+    case.container.annotations = given.into();
+    assert_eq!(
+        case.json()["annotations"],
+        serde_json::json!({"example.com/a": "b"})
+    );
+}

@@ -174,8 +174,19 @@ impl Systemd {
         outcome
     }
 
+    /// Whoever holds the lock may be waiting for a bus that hangs: those behind do not wait one after the other.
+    async fn turn<'a, T>(
+        &self,
+        lock: &'a tokio::sync::Mutex<T>,
+    ) -> Result<tokio::sync::MutexGuard<'a, T>, BusError> {
+        let limit = self.limits.call;
+        let call = "another's call, which came before,";
+        let turn = tokio::time::timeout(limit, lock.lock()).await;
+        turn.map_err(|_| BusError::Timeout { call, limit })
+    }
+
     async fn bus(&self) -> Result<Arc<Bus>, BusError> {
-        let mut known = self.bus.lock().await;
+        let mut known = self.turn(&self.bus).await?;
         if let Some(bus) = known.as_ref().filter(|bus| !bus.closed()) {
             return Ok(bus.clone());
         }

@@ -40,17 +40,17 @@ impl Monitors {
 
     /// Makes the scope where it is not there. Cheap when it is.
     pub(crate) async fn ensure(&self) -> Result<(), Error> {
-        let mut keeper = self.keeper.lock().await;
-        let there = self.hierarchy.exists(&self.path).unwrap_or(false);
-        if there && keeper.is_some() {
-            return Ok(());
-        }
         let (unit, slice) = (part(&self.path, 0), part(&self.path, 1));
         let failed = |source| Error::Systemd {
             step: "making the monitors' scope",
             id: unit.to_owned(),
             source: Box::new(source),
         };
+        let mut keeper = self.systemd.turn(&self.keeper).await.map_err(failed)?;
+        let there = self.hierarchy.exists(&self.path).unwrap_or(false);
+        if there && keeper.is_some() {
+            return Ok(());
+        }
         let known = self.systemd.units(unit).await.map_err(failed)?;
         let foreign = known.iter().find(|found| found.description != self.description);
         if let Some(found) = foreign {

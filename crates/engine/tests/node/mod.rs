@@ -31,6 +31,8 @@ pub struct Node {
     leaks: Option<Leaks>,
     unclaimed_after: Duration,
     bridge: String,
+    /// Where the daemon finds its helpers from its next start on.
+    pub helpers: PathBuf,
     // Last, for they are dropped in this order: nothing may be at work in the directories any more.
     pub scratch: Scratch,
     /// As short as an operator's would be; on a disk, for ids cannot be mapped on tmpfs before Linux 6.3.
@@ -50,6 +52,15 @@ impl Node {
     }
 
     pub fn with(name: &str, unclaimed_after: Duration) -> Self {
+        Self::make(name, unclaimed_after, |_| {})
+    }
+
+    /// A node whose root directory is prepared: a file system is mounted on it.
+    pub fn on(name: &str, prepare: impl FnOnce(&Path)) -> Self {
+        Self::make(name, Duration::from_secs(300), prepare)
+    }
+
+    fn make(name: &str, unclaimed_after: Duration, prepare: impl FnOnce(&Path)) -> Self {
         let _ = tracing_subscriber::fmt()
             .with_test_writer()
             .with_max_level(tracing::Level::DEBUG)
@@ -64,6 +75,7 @@ impl Node {
         for dir in ["root", "logs"] {
             std::fs::create_dir_all(scratch.path().join(dir)).unwrap();
         }
+        prepare(&scratch.path().join("root"));
         let cgroup = format!("/holdfast-test-{name}-{}", std::process::id());
         let reaper = Reaper::of_cgroup(&cgroup);
         let bridge = format!("hft{}", std::process::id() % 100_000);
@@ -78,6 +90,7 @@ impl Node {
             leaks: None,
             unclaimed_after,
             bridge,
+            helpers: helpers(),
             _reaper: reaper,
         };
         node.open();
@@ -135,7 +148,7 @@ impl Node {
         network.bridge.name = self.bridge.clone();
         let _inside = self.runtime.get_or_insert_with(runtime).enter();
         let network = Network::open(network).unwrap();
-        let mut config = Config::new(&root, &state, helpers());
+        let mut config = Config::new(&root, &state, self.helpers.clone());
         config.default_cgroup = format!("{}/pods", self.cgroup);
         config.monitor_cgroup = format!("{}/monitors", self.cgroup);
         config.unclaimed_after = self.unclaimed_after;
@@ -151,6 +164,13 @@ impl Node {
             runtime.shutdown_timeout(PATIENCE);
         }
         drop(self.engine.take());
+    }
+
+    /// The images are opened again too, as by another process.
+    pub fn restart(&mut self) {
+        self.crash();
+        drop(self.images.take());
+        self.open();
     }
 
     fn load_image(&self) {
@@ -300,6 +320,12 @@ impl Node {
     pub fn assert_clean(&mut self) {
         assert!(self.engine().sandboxes().is_empty(), "pods are left");
         assert!(self.engine().containers().is_empty(), "containers are left");
+        // The mount below which bundles lie is the node's, too; it is made with the first container that has hooks.
+        let bundles = self.state().join("bundles");
+        if let Ok(mut left) = std::fs::read_dir(&bundles) {
+            assert!(left.next().is_none(), "bundles are left");
+            rustix::mount::unmount(&bundles, rustix::mount::UnmountFlags::DETACH).unwrap();
+        }
         self.leaks.as_ref().unwrap().assert_clean(PATIENCE);
     }
 }
@@ -316,6 +342,9 @@ impl Drop for Node {
                 });
             }));
         }
+        // Where a container with hooks was made.
+        let _none =
+            rustix::mount::unmount(self.state().join("bundles"), rustix::mount::UnmountFlags::empty());
         if let Ok(hierarchy) = holdfast_cgroups::Hierarchy::detect() {
             for below in ["/pods", "/monitors", ""] {
                 let _ = hierarchy.remove_if_empty(&format!("{}{below}", self.cgroup));

@@ -84,6 +84,8 @@ struct Printer<O: Write, E: Write> {
     timestamps: bool,
     /// Whether the last chunk of stdout and of stderr left its line open.
     open: [bool; 2],
+    /// Whether the last chunk was stderr's.
+    last: bool,
 }
 
 impl<O: Write, E: Write> Printer<O, E> {
@@ -93,6 +95,7 @@ impl<O: Write, E: Write> Printer<O, E> {
             err: io::BufWriter::new(err),
             timestamps,
             open: [false; 2],
+            last: false,
         }
     }
 
@@ -102,6 +105,11 @@ impl<O: Write, E: Write> Printer<O, E> {
             self.out.write_all(line)?;
             return self.out.write_all(b"\n");
         };
+        if chunk.stderr != self.last {
+            // Both may lead to one terminal or file: what came first is shown first.
+            self.flush()?;
+            self.last = chunk.stderr;
+        }
         let open = &mut self.open[usize::from(chunk.stderr)];
         let to: &mut dyn Write = if chunk.stderr {
             &mut self.err
@@ -141,5 +149,36 @@ mod tests {
         drop(printer);
         assert_eq!(String::from_utf8(out).unwrap(), "T1 abcd\ngarbage\n");
         assert_eq!(String::from_utf8(err).unwrap(), "T2 oops\n");
+    }
+
+    /// Both streams in one place.
+    #[derive(Clone, Default)]
+    struct Both(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+
+    impl Write for Both {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_streams_keep_their_order() {
+        let both = Both::default();
+        let mut printer = Printer::new(both.clone(), both.clone(), false);
+        for line in [
+            "T stdout F one",
+            "T stderr F two",
+            "T stderr F three",
+            "T stdout F four",
+        ] {
+            printer.line(line.as_bytes()).unwrap();
+        }
+        printer.flush().unwrap();
+        let seen = both.0.borrow().clone();
+        assert_eq!(String::from_utf8(seen).unwrap(), "one\ntwo\nthree\nfour\n");
     }
 }

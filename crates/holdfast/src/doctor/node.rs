@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use holdfast_images::Accounting;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use rustix::fs::statfs;
 
@@ -41,7 +42,13 @@ pub(super) fn privileges() -> Vec<Finding> {
 }
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
-    vec![root(config), space(config), state(config), helpers(config)]
+    vec![
+        root(config),
+        space(config),
+        layers(config),
+        state(config),
+        helpers(config),
+    ]
 }
 
 fn existing(path: &Path) -> &Path {
@@ -121,6 +128,23 @@ fn space(config: &Config) -> Finding {
         );
     }
     Finding::ok(CHECK, found)
+}
+
+fn layers(config: &Config) -> Finding {
+    const CHECK: &str = "writable layers";
+    match holdfast_images::try_accounting(existing(&config.root)) {
+        Accounting::ProjectQuota => Finding::ok(
+            CHECK,
+            "measured by project quota, at the moment they are asked for",
+        ),
+        Accounting::Walk { reason } => Finding::degraded(
+            CHECK,
+            format!("measured by walking them: {reason}"),
+            "what containers have written is known as of the last walk, which reads the disk",
+            "give `root` an ext4 after `tune2fs -O project -Q prjquota DEVICE` (unmounted), or an XFS mounted with prjquota; \
+             then start the daemon again",
+        ),
+    }
 }
 
 fn state(config: &Config) -> Finding {

@@ -25,7 +25,7 @@ use crate::args::Serve;
 use crate::config::{self, Config, Overrides};
 use crate::output;
 
-/// Threads for file work; an image's layers are unpacked on them.
+/// Threads for file work that ends by itself. What takes as long as a download or an image likes has threads of its own.
 const BLOCKING_THREADS: usize = 32;
 
 pub fn run(options: Serve) -> Result<()> {

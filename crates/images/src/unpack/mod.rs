@@ -10,8 +10,10 @@
 mod attributes;
 mod file;
 mod place;
+#[cfg(test)]
+mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::BufRead;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -40,8 +42,10 @@ const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const MAX_PATH: usize = 4095;
 /// Bytes of directory names that are remembered until the commit: about a million directories.
 const MAX_REMEMBERED: usize = 64 << 20;
+/// Memory of a remembered hard link besides its names.
+const LINK: usize = 128;
 /// Bytes written between two looks at the free disk space.
-const DISK_CHECK: u64 = 64 << 20;
+pub(crate) const DISK_CHECK: u64 = 64 << 20;
 /// Use of the disk is counted in blocks of this size.
 const DISK_BLOCK: u64 = 4096;
 
@@ -55,19 +59,12 @@ pub(crate) struct Unpacked {
     pub inodes: u64,
     /// Directories that were made because something is below them, but have no entry of their own.
     pub implied: BTreeSet<Inside>,
-    /// Times of directories, to be set when nothing is written below them any more; the last one of a path counts.
-    pub times: Vec<(Inside, (i64, u32))>,
-    /// Hard links whose target is not in this layer.
-    pub pending: Vec<PendingLink>,
+    /// Times of directories, to be set when nothing is written below them any more.
+    pub times: BTreeMap<Inside, (i64, u32)>,
+    /// Hard links whose target is not in this layer, with that target.
+    pub pending: BTreeMap<Inside, Inside>,
     /// The archive hides everything in the layers below.
     pub opaque_root: bool,
-}
-
-/// A hard link to a file of a lower layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PendingLink {
-    pub path: Inside,
-    pub target: Inside,
 }
 
 /// Unpacks entries into one directory.
@@ -277,16 +274,15 @@ impl<'a> Unpacker<'a> {
 
     /// Remembers a hard link into a lower layer; a link to such a link shares its target.
     fn link_below(&mut self, parent: &Dir, name: &[u8], target: &[u8], entry: &Entry) -> Outcome<()> {
-        let earlier = self.left.pending.iter().find(|link| link.path == target);
-        let target = earlier.map_or_else(|| target.to_vec(), |link| link.target.clone());
+        let earlier = self.left.pending.get(target);
+        let target = earlier.cloned().unwrap_or_else(|| target.to_vec());
         let path = parent.below(name);
         // Checked at the commit: that the target exists, and that nothing took the name meanwhile.
         if statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             self.replace(parent, name, entry)?;
         }
-        self.remember(path.len() + target.len())?;
-        self.left.pending.retain(|link| link.path != path);
-        self.left.pending.push(PendingLink { path, target });
+        self.remember(path.len() + target.len() + LINK)?;
+        self.left.pending.insert(path, target);
         Ok(())
     }
 
@@ -344,9 +340,16 @@ impl<'a> Unpacker<'a> {
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(e) => return Err(failed(e)),
         }
-        let mut gone = parent.below(name);
-        gone.push(b'/');
-        self.left.pending.retain(|link| !link.path.starts_with(&gone));
+        let gone = below(&parent.below(name));
+        let gone: Vec<Inside> = self
+            .left
+            .pending
+            .range(gone)
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in gone {
+            self.left.pending.remove(&path);
+        }
         let name = std::ffi::CString::new(name).map_err(|_| failed(Errno::INVAL))?;
         crate::remove::entry(parent.fd.as_fd(), &name, self.scratch.as_fd()).map_err(failed)
     }
@@ -370,7 +373,7 @@ impl<'a> Unpacker<'a> {
 
     fn remember_time(&mut self, path: Inside, time: (i64, u32)) -> Outcome<()> {
         self.remember(path.len() + 48)?;
-        self.left.times.push((path, time));
+        self.left.times.insert(path, time);
         Ok(())
     }
 
@@ -397,17 +400,26 @@ impl<'a> Unpacker<'a> {
 
     fn check_disk(&mut self) -> Outcome<()> {
         self.unchecked = 0;
-        let stat = rustix::fs::fstatvfs(&self.root.fd)
-            .map_err(|e| UnpackError::io("look at the disk of", b"/", e))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < self.limits.reserve_bytes {
-            return Err(UnpackError::DiskFull {
-                free,
-                reserve: self.limits.reserve_bytes,
-            });
-        }
-        Ok(())
+        check_disk(&self.root.fd, self.limits)
     }
+}
+
+/// What is below a directory, in a table by path: `/` is followed by `0`.
+pub(crate) fn below(dir: &[u8]) -> std::ops::Range<Inside> {
+    [dir, b"/"].concat()..[dir, b"0"].concat()
+}
+
+/// Whether the disk of an open file has more left than is kept free.
+pub(crate) fn check_disk(file: impl AsFd, limits: &Limits) -> Outcome<()> {
+    let stat = rustix::fs::fstatvfs(file).map_err(|e| UnpackError::io("look at the disk of", b"/", e))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    if free < limits.reserve_bytes {
+        return Err(UnpackError::DiskFull {
+            free,
+            reserve: limits.reserve_bytes,
+        });
+    }
+    Ok(())
 }
 
 /// The components of a name in the archive. `..` is refused wherever it stands; a leading `/` means the layer's root.

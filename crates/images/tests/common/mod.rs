@@ -257,6 +257,23 @@ impl Root {
         Self { dir, images }
     }
 
+    /// One whose registries are those of `hosts.toml` for `registry`.
+    pub fn behind(registry: &str, hosts: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("holdfast-test-")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        let host = dir.path().join("certs.d").join(registry);
+        std::fs::create_dir_all(&host).unwrap();
+        std::fs::write(host.join("hosts.toml"), hosts).unwrap();
+        let client = Client::new(holdfast_registry::Config {
+            certs_d: vec![dir.path().join("certs.d")],
+            ..holdfast_registry::Config::default()
+        });
+        let images = Images::open(dir.path(), Config::default(), Arc::new(client)).unwrap();
+        Self { dir, images }
+    }
+
     /// Opens the same root again, as after a restart.
     pub fn reopen(self) -> Self {
         let Self { dir, images } = self;

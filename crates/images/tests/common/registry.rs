@@ -127,7 +127,14 @@ fn serve(connection: &TcpStream, shared: &Shared) {
         let mut parts = line.split(' ');
         let (method, path) = (
             parts.next().unwrap_or("").to_owned(),
-            parts.next().unwrap_or("").to_owned(),
+            // Without the `ns` that mirrors are told.
+            parts
+                .next()
+                .unwrap_or("")
+                .split('?')
+                .next()
+                .unwrap_or("")
+                .to_owned(),
         );
         let mut header = String::new();
         while reader.read_line(&mut header).unwrap_or(0) > 2 {

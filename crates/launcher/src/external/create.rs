@@ -9,8 +9,9 @@ use rustix::fs::{Mode, OFlags};
 
 use super::call::{Call, read_small};
 use super::console::Console;
-use super::{CREATE, External, bundle, spec};
+use super::{CREATE, External, spec};
 use crate::building::{Made, Slot};
+use crate::bundle;
 use crate::container::open_rootfs;
 use crate::error::Kind;
 use crate::fault::{Context, Fault, Result};

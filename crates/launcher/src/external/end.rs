@@ -6,8 +6,9 @@ use std::os::fd::AsFd;
 use holdfast_sys::{clone, scm};
 
 use super::call::{Call, read_small};
-use super::{DELETE, External, KILL, START, bundle, exec};
+use super::{DELETE, External, KILL, START, exec};
 use crate::building::{Barrier, ExecFailure};
+use crate::bundle;
 use crate::error::Error;
 use crate::fault::Result;
 use crate::handler::Made;

@@ -13,14 +13,12 @@
 //! | `bundle` | the directory, and the mount namespace |
 //! | `console` | the terminal that the runtime sends |
 
-mod bundle;
 mod call;
 mod console;
 mod create;
 mod end;
 mod exec;
-mod mountinfo;
-mod spec;
+pub(crate) mod spec;
 
 use std::path::PathBuf;
 use std::time::Duration;

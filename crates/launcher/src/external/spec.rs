@@ -4,7 +4,7 @@ use holdfast_sys::process::Limit;
 use oci_spec::runtime::{PosixRlimit, Process, Spec};
 use serde_json::{Value, json};
 
-use super::bundle::{ROOT, SHM};
+use crate::bundle::{ROOT, SHM};
 use crate::creds::Credentials;
 use crate::fault::{Fault, Result};
 use crate::limits::{Limits, set_oom_score};
@@ -14,7 +14,7 @@ use crate::plan::{CgroupDriver, ContainerPlan};
 use crate::procfs::Procfs;
 
 /// What every release of the runtimes in use understands.
-const OCI_VERSION: &str = "1.0.2";
+pub(crate) const OCI_VERSION: &str = "1.0.2";
 
 /// A spec in the making, and the overlays that must lie in the bundle for it.
 pub(super) struct Translated {
@@ -27,7 +27,6 @@ pub(super) struct Translated {
 
 pub(super) fn translate(plan: &ContainerPlan<'_>, bundle: &std::path::Path, tty: bool) -> Result<Translated> {
     let unreadable = |e| Fault::invalid(format!("the spec of {} is unreadable: {e}", plan.name));
-    let mut spec: Value = serde_json::from_slice(plan.spec).map_err(unreadable)?;
     let typed: Spec = serde_json::from_slice(plan.spec).map_err(unreadable)?;
     if plan.namespaces.user.is_some() {
         return Err(Fault::unsupported(format!(
@@ -36,14 +35,7 @@ pub(super) fn translate(plan: &ContainerPlan<'_>, bundle: &std::path::Path, tty:
         )));
     }
     let entries = Entry::parse_all(typed.mounts().as_deref().unwrap_or_default())?;
-    spec["ociVersion"] = OCI_VERSION.into();
-    let readonly = spec["root"]["readonly"].as_bool().unwrap_or(false);
-    spec["root"] = json!({"path": bundle.join(ROOT), "readonly": readonly});
-    spec["process"]["terminal"] = tty.into();
-    spec["linux"]["cgroupsPath"] = plan.cgroup.path.clone().into();
-    if spec["linux"]["namespaces"].is_array() {
-        namespaces(&mut spec["linux"]["namespaces"], plan)?;
-    }
+    let mut spec = outline(plan, bundle, tty)?;
     let (mut overlays, mut shm) = (Vec::new(), false);
     let listed = spec["mounts"].as_array_mut().into_iter().flatten();
     for (n, (mount, entry)) in listed.zip(entries).enumerate() {
@@ -62,6 +54,21 @@ pub(super) fn translate(plan: &ContainerPlan<'_>, bundle: &std::path::Path, tty:
         }
     }
     Ok(Translated { spec, overlays, shm })
+}
+
+/// The spec but for its mounts: with the root, the cgroup and the namespaces as others find them.
+pub(crate) fn outline(plan: &ContainerPlan<'_>, bundle: &std::path::Path, tty: bool) -> Result<Value> {
+    let mut spec: Value = serde_json::from_slice(plan.spec)
+        .map_err(|e| Fault::invalid(format!("the spec of {} is unreadable: {e}", plan.name)))?;
+    spec["ociVersion"] = OCI_VERSION.into();
+    let readonly = spec["root"]["readonly"].as_bool().unwrap_or(false);
+    spec["root"] = json!({"path": bundle.join(ROOT), "readonly": readonly});
+    spec["process"]["terminal"] = tty.into();
+    spec["linux"]["cgroupsPath"] = plan.cgroup.path.clone().into();
+    if spec["linux"]["namespaces"].is_array() {
+        namespaces(&mut spec["linux"]["namespaces"], plan)?;
+    }
+    Ok(spec)
 }
 
 /// An overlay is made by us and bound by the runtime: its own options go, those of a mount stay.

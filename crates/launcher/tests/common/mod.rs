@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use holdfast_cgroups::Hierarchy;
 use holdfast_launcher::{
-    Built, CgroupRef, ContainerPlan, ExecPlan, IdMap, PodNamespaces, Rootfs, SandboxPlan, Stdio,
-    create_container, create_sandbox, exec,
+    Built, CgroupRef, ContainerPlan, ExecPlan, Handler, Hooked, IdMap, PodNamespaces, Rootfs, SandboxPlan,
+    Stdio, create_container, create_sandbox, exec,
 };
 use holdfast_sys::{clone, namespace, pidfd};
 use holdfast_testkit::Reaper;
@@ -32,6 +32,8 @@ pub struct Lab {
     pub relabel: std::cell::RefCell<Vec<PathBuf>>,
     /// Whose namespaces the containers to come may name.
     pub targets: std::cell::RefCell<Vec<(i32, OwnedFd)>>,
+    /// Set: containers to come are those of the launcher for hooks, with their bundles here.
+    pub bundles: std::cell::RefCell<Option<PathBuf>>,
     before: Snapshot,
     next: std::cell::Cell<u32>,
     _reaper: Reaper,
@@ -177,6 +179,7 @@ impl Lab {
             dir,
             relabel: std::cell::RefCell::default(),
             targets: std::cell::RefCell::default(),
+            bundles: std::cell::RefCell::default(),
             before: Snapshot::take(),
             next: 0.into(),
             _reaper: reaper,
@@ -411,13 +414,55 @@ impl Lab {
             clamp_privileges: true,
             relabel: self.relabel.borrow().clone(),
         };
-        let built = create_container(plan)?.wait()?;
+        let building = match self.hooked(&id) {
+            None => create_container(plan)?,
+            Some(hooked) => hooked.create(plan)?,
+        };
+        let built = building.wait()?;
         Ok(Running {
             built,
             out,
             err,
             cgroup,
             id,
+        })
+    }
+
+    /// Starts to make a container that has hooks.
+    pub fn begin(
+        &self,
+        pod: &Pod,
+        hooked: &Hooked,
+        (spec, id, cgroup): (&[u8], &str, &str),
+    ) -> holdfast_launcher::Building {
+        let plan = ContainerPlan {
+            id,
+            hierarchy: &self.hierarchy,
+            name: "default/pod/c",
+            spec,
+            rootfs: self.rootfs(id),
+            cgroup: CgroupRef {
+                path: cgroup.to_owned(),
+                ..CgroupRef::default()
+            },
+            namespaces: pod.namespaces(),
+            pause_pid: pod.built.pid,
+            targets: &[],
+            stdio: Stdio::Pipes {
+                stdin: None,
+                stdout: None,
+                stderr: None,
+            },
+            clamp_privileges: true,
+            relabel: Vec::new(),
+        };
+        hooked.create(plan).unwrap()
+    }
+
+    pub fn hooked(&self, id: &str) -> Option<Hooked> {
+        self.bundles.borrow().as_ref().map(|bundles| Hooked {
+            name: "default/pod/c".into(),
+            bundle: bundles.join(id),
         })
     }
 

@@ -1,5 +1,6 @@
 //! The checks of a request that need no I/O. Each failure names the field as CRI spells it.
 
+mod bandwidth;
 mod container;
 mod sandbox;
 mod sysctl;

@@ -22,6 +22,7 @@ impl SandboxSpec {
         }
         bounded_map("labels", &self.labels)?;
         bounded_map("annotations", &self.annotations)?;
+        self.bandwidth()?;
         if let Some(dns) = &self.dns {
             dns_config(dns)?;
         }

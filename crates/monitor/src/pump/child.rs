@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use holdfast_sys::{pidfd, process};
@@ -116,6 +117,10 @@ impl<'a> Child<'a> {
 
     fn run(mut self) -> i32 {
         if self.spec.open_first {
+            // The kubelet makes it; other clients may not have. What cannot be made is named by the file's own error.
+            if let Some(dir) = Path::new(self.spec.path).parent() {
+                let _ = std::fs::create_dir_all(dir);
+            }
             self.reopen();
         }
         if self.spec.finish {

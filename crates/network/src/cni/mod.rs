@@ -252,7 +252,10 @@ impl Executor {
         let mut outcome = Ok(());
         for plugin in &list.plugins {
             let mut input = plugin.input(list, &BTreeMap::new(), None);
-            input.insert("cni.dev/valid-attachments".into(), json!(valid));
+            // Both names are in use: the specification has one, libcni's own type the other.
+            for name in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+                input.insert(name.into(), json!(valid));
+            }
             outcome = outcome.and(self.call(list, plugin, Cmd::Gc, None, &input).await.map(drop));
         }
         outcome

@@ -248,6 +248,46 @@ async fn a_refusing_or_broken_token_service_is_named() {
     }
 }
 
+/// The words that a refusing token service has for `auth`, where the registry names it as its own.
+async fn quoted(auth: Option<&Auth>, reply: impl Fn() -> Reply + Send + Sync + 'static) -> bool {
+    let (service, registry) = pair(move |_| reply(), "t").await;
+    let error = resolve(&client(None), &registry, "team/app:1", auth)
+        .await
+        .unwrap_err();
+    let text = format!("{error} {error:?}");
+    assert!(text.contains(&service.url()), "{text}");
+    text.contains("inner words")
+}
+
+#[tokio::test]
+async fn words_of_a_service_that_any_registry_may_name_are_not_quoted() {
+    let refuse = || Reply::new(403, "inner words");
+    assert!(!quoted(None, refuse).await, "nobody trusts it with anything");
+    assert!(quoted(Some(&user()), refuse).await, "it has the user's password");
+    let inner = Server::start(move |_| refuse()).await;
+    let url = inner.url();
+    assert!(
+        !quoted(Some(&user()), move || Reply::redirect(&url)).await,
+        "it only points at who speaks"
+    );
+    assert_eq!(inner.seen().len(), 1);
+    // The registry's own service says what it likes, as the registry does.
+    let address = Arc::new(std::sync::OnceLock::<String>::new());
+    let own = address.clone();
+    let registry = Server::start(move |seen| match own.get() {
+        Some(url) if seen.path == "/v2/team/app/manifests/1" => {
+            Reply::challenge(&format!("Bearer realm=\"{url}/token\""))
+        }
+        _ => Reply::new(403, "inner words"),
+    })
+    .await;
+    address.set(registry.url()).unwrap();
+    let error = resolve(&client(None), &registry, "team/app:1", None)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().ends_with(": inner words"), "{error}");
+}
+
 #[tokio::test]
 async fn an_expired_token_is_renewed() {
     let current = Arc::new(AtomicUsize::new(0));

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use holdfast_registry::{Digest, Error, Fault, Kind, Platform, Pull, Resolved, Verify};
+use holdfast_registry::{
+    Client, Config, Digest, Error, Fault, Kind, Limits, Platform, Pull, Resolved, Verify,
+};
 
 use crate::server::{Image, Reply, Seen, Server, client, content_range, platform, range};
 
@@ -380,6 +382,45 @@ async fn a_stalled_blob_is_given_up() {
     );
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert!(server.count("/blobs/") <= 4);
+}
+
+#[tokio::test]
+async fn a_trickle_ends_whatever_size_was_promised() {
+    let image = Image::new(10);
+    let copy = image.clone();
+    let server = Server::start(move |seen| {
+        if !seen.path.contains("/blobs/") {
+            return copy.serve(seen);
+        }
+        let drop = |()| async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Some((Ok(Bytes::from_static(b"x")), ()))
+        };
+        Reply::chunks(200, futures::stream::unfold((), drop).boxed())
+    })
+    .await;
+    let limits = Limits {
+        document: Duration::from_secs(1),
+        stall: Duration::from_millis(500),
+        attempts: 1,
+        ..Limits::default()
+    };
+    let client = Client::new(Config {
+        limits,
+        ..Config::default()
+    });
+    let pull = client.pull(&server.reference("team/app:1"), None).await.unwrap();
+    let mut resolved = pull.resolve(&platform()).await.unwrap();
+    // Of a petabyte, at a rate that earns no second.
+    resolved.manifest.layers[0].size = 1 << 50;
+    let error = tokio::time::timeout(Duration::from_secs(20), read(&pull, &resolved))
+        .await
+        .expect("it is given up")
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("the blob took more than 1 s"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

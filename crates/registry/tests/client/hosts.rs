@@ -180,6 +180,66 @@ async fn a_mirror_with_a_wrong_blob_is_avoided_the_next_time() {
 }
 
 #[tokio::test]
+async fn a_small_blob_that_is_wrong_on_a_mirror_comes_from_the_next_host() {
+    let image = Image::new(1000);
+    let (a, b) = (image.clone(), image.clone());
+    let mirror = Server::start(move |seen| {
+        if seen.path.contains("/blobs/") {
+            Reply::new(200, "[]")
+        } else {
+            a.serve(seen)
+        }
+    })
+    .await;
+    let server = Server::start(move |seen| b.serve(seen)).await;
+    let dir = tempfile::tempdir().unwrap();
+    put_hosts(
+        dir.path(),
+        "images.example",
+        &format!("server = \"{}\"\n[host.\"{}\"]", server.url(), mirror.url()),
+    );
+    let first = pull(dir.path(), "images.example/app:1").await;
+    let resolved = first.resolve(&platform()).await.unwrap();
+    let config = &resolved.manifest.config;
+    assert_eq!(first.bytes(config, 100).await.unwrap(), image.config);
+    assert_eq!((mirror.count("/blobs/"), server.count("/blobs/")), (1, 1));
+    // Where nobody has it, that is said, and nobody is asked twice.
+    put_hosts(
+        dir.path(),
+        "other.example",
+        &format!("server = \"{}\"", mirror.url()),
+    );
+    let other = pull(dir.path(), "other.example/app:1").await;
+    let error = other.bytes(config, 100).await.unwrap_err().to_string();
+    assert!(error.contains(Digest::sha256(b"[]").as_str()), "{error}");
+    assert_eq!(mirror.count("/blobs/"), 2);
+}
+
+#[tokio::test]
+async fn a_mirror_whose_wrong_part_another_host_completed_is_the_one_to_blame() {
+    let image = Image::new(400_000);
+    let (a, b) = (image.clone(), image.clone());
+    let mirror = Server::start(move |seen| match range(seen) {
+        _ if !seen.path.contains("/blobs/") => a.serve(seen),
+        None => Reply::broken(200, 400_000, vec![1; 150_000].into()),
+        Some(_) => not_found(),
+    })
+    .await;
+    let server = Server::start(move |seen| b.serve(seen)).await;
+    let dir = tempfile::tempdir().unwrap();
+    put_hosts(
+        dir.path(),
+        "images.example",
+        &format!("server = \"{}\"\n[host.\"{}\"]", server.url(), mirror.url()),
+    );
+    let pull = pull(dir.path(), "images.example/app:1").await;
+    let resolved = pull.resolve(&platform()).await.unwrap();
+    all(&pull, &resolved).await.unwrap_err();
+    assert_eq!(all(&pull, &resolved).await.unwrap(), image.layer);
+    assert_eq!(server.seen().last().unwrap().header("range"), "");
+}
+
+#[tokio::test]
 async fn a_silent_mirror_costs_its_dial_timeout() {
     let image = Image::new(10);
     let copy = image.clone();

@@ -332,6 +332,10 @@ impl Encoder for FrameEncoder {
         Bytes::new()
     }
 
+    fn is_probe(frame: &Out) -> bool {
+        matches!(frame, Out::Ping { id } if id % 2 == 0)
+    }
+
     fn is_last(frame: &Out) -> bool {
         matches!(frame, Out::GoAway { .. })
     }

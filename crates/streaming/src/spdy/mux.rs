@@ -53,7 +53,11 @@ impl Mux {
             opened: sender,
             budget: Budget::new(),
         };
-        let (writer, gone_too) = (tokio::spawn(writing), gone.clone());
+        let (gone_too, unreachable) = (gone.clone(), gone.clone());
+        let writer = tokio::spawn(async move {
+            writing.await;
+            unreachable.cancel();
+        });
         let reading = async move {
             match reader.run(read, activity).await {
                 Ok(()) => {}
@@ -124,7 +128,7 @@ impl Reader {
             Frame::Data { id, bytes, fin } => {
                 let length = bytes.len();
                 let wanted = match handle.feed(id) {
-                    Some(feed) => feed.push(&self.budget, bytes).await,
+                    Some(feed) => feed.push(&self.budget, bytes, || handle.ping()).await,
                     None => false,
                 };
                 if !wanted {
@@ -140,7 +144,7 @@ impl Reader {
                 initial_window: Some(size),
             } => handle.initial_window(size),
             Frame::WindowUpdate { id, delta } => handle.window_update(id, delta)?,
-            // We send none, so that an even number answers nothing.
+            // An even number answers ours.
             Frame::Ping { id } if id % 2 == 1 => handle.pong(id),
             Frame::GoAway { .. } => handle.client_goes(),
             // We open no streams that could be replied to.

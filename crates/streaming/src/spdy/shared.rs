@@ -260,6 +260,11 @@ impl Handle {
         self.queue.try_urgent(Out::Ping { id });
     }
 
+    /// The server's have even numbers; the answer says nothing that its arrival does not.
+    pub fn ping(&self) {
+        self.queue.try_urgent(Out::Ping { id: 2 });
+    }
+
     pub fn protocol_error(&self) {
         let last = self.state().last;
         self.queue.try_urgent(Out::GoAway {

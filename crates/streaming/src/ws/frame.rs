@@ -192,6 +192,7 @@ pub enum Out {
     /// A message without a channel: the tunnel's.
     Binary(Bytes),
     Pong(Bytes),
+    Ping,
     /// The last frame; the writing side is shut down after it.
     Close(u16),
 }
@@ -224,12 +225,20 @@ impl Encoder for FrameEncoder {
                 put_head(head, 10, bytes.len());
                 bytes
             }
+            Out::Ping => {
+                put_head(head, 9, 0);
+                Bytes::new()
+            }
             Out::Close(code) => {
                 put_head(head, 8, 2);
                 head.put_u16(code);
                 Bytes::new()
             }
         }
+    }
+
+    fn is_probe(frame: &Out) -> bool {
+        matches!(frame, Out::Ping)
     }
 
     fn is_last(frame: &Out) -> bool {

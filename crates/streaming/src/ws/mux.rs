@@ -60,7 +60,11 @@ impl Mux {
             message: Message::Start,
             text: base64::Decoder::default(),
         };
-        let (writer, gone_too) = (tokio::spawn(writing), gone.clone());
+        let (gone_too, unreachable) = (gone.clone(), gone.clone());
+        let writer = tokio::spawn(async move {
+            writing.await;
+            unreachable.cancel();
+        });
         let reading = async move {
             let code = match reader.run(read, activity).await {
                 Ok(()) => NORMAL,
@@ -207,6 +211,8 @@ impl Reader {
             };
             bytes = decoded;
         }
-        feed.push(&self.budget, bytes).await;
+        let queue = &self.queue;
+        feed.push(&self.budget, bytes, || queue.try_urgent(Out::Ping))
+            .await;
     }
 }

@@ -10,19 +10,19 @@ use holdfast_sys::namespace;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::mountinfo;
 use crate::fault::{Context, Fault, Result};
+use crate::mountinfo;
 use crate::namespaces::MOUNT;
 use crate::place::attach;
 use crate::procfs::Procfs;
 use crate::staging;
 
-pub(super) const ROOT: &str = "rootfs";
-pub(super) const SHM: &str = "shm";
-const CONFIG: &str = "config.json";
+pub(crate) const ROOT: &str = "rootfs";
+pub(crate) const SHM: &str = "shm";
+pub(crate) const CONFIG: &str = "config.json";
 
 /// Makes the directory, empty.
-pub(super) fn make(bundle: &Path) -> Result<()> {
+pub(crate) fn make(bundle: &Path) -> Result<()> {
     remove(bundle)?;
     DirBuilder::new()
         .recursive(true)
@@ -33,7 +33,7 @@ pub(super) fn make(bundle: &Path) -> Result<()> {
 
 /// Removes the directory with what lies in it: files, and empty directories, of which some are mount points in a mount
 /// namespace elsewhere (the kernel takes those mounts off). It never goes deeper: what is mounted there is not ours.
-pub(super) fn remove(bundle: &Path) -> Result<()> {
+pub(crate) fn remove(bundle: &Path) -> Result<()> {
     let what = || format!("remove the bundle {}", bundle.display());
     let entries = match std::fs::read_dir(bundle) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -51,11 +51,11 @@ pub(super) fn remove(bundle: &Path) -> Result<()> {
     std::fs::remove_dir(bundle).at(what)
 }
 
-pub(super) fn write(bundle: &Path, spec: &serde_json::Value) -> Result<()> {
+pub(crate) fn write(bundle: &Path, spec: &serde_json::Value) -> Result<()> {
     write_file(&bundle.join(CONFIG), spec)
 }
 
-pub(super) fn write_file(path: &Path, value: &serde_json::Value) -> Result<()> {
+pub(crate) fn write_file(path: &Path, value: &serde_json::Value) -> Result<()> {
     let what = || format!("write {}", path.display());
     let mut file = OpenOptions::new()
         .write(true)
@@ -68,7 +68,7 @@ pub(super) fn write_file(path: &Path, value: &serde_json::Value) -> Result<()> {
 }
 
 /// The pod's /dev/shm out of pause's mount namespace, as a mount that is attached nowhere. Leaves the caller in `host`.
-pub(super) fn pod_shm(pause: BorrowedFd<'_>, host: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub(crate) fn pod_shm(pause: BorrowedFd<'_>, host: BorrowedFd<'_>) -> Result<OwnedFd> {
     namespace::join(pause, MOUNT).at(|| "join the pod's mount namespace")?;
     let clone = staging::root()
         .and_then(|root| staging::open(root.as_fd(), staging::SHM))
@@ -79,7 +79,7 @@ pub(super) fn pod_shm(pause: BorrowedFd<'_>, host: BorrowedFd<'_>) -> Result<Own
 
 /// A copy of the host's mount namespace with its peer groups, so that volumes propagate in both directions, and in which
 /// what is mounted in the bundle stays unseen by the host.
-pub(super) fn enter_copy(bundle: &Path, proc: &Procfs) -> Result<OwnedFd> {
+pub(crate) fn enter_copy(bundle: &Path, proc: &Procfs) -> Result<OwnedFd> {
     namespace::unshare(MOUNT).at(|| "copy the host's mount namespace")?;
     let copy = proc
         .namespace(0, "mnt")
@@ -111,7 +111,7 @@ fn is_private(lines: &[mountinfo::Line], bundle: &Path) -> bool {
 }
 
 /// Puts a mount at a new directory of the bundle.
-pub(super) fn place(bundle: &Path, name: &str, mount: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn place(bundle: &Path, name: &str, mount: BorrowedFd<'_>) -> Result<()> {
     let at = bundle.join(name);
     let what = || format!("mount at {}", at.display());
     match std::fs::create_dir(&at) {

@@ -4,7 +4,7 @@ use holdfast_cgroups::unescape;
 
 /// One line of proc_pid_mountinfo(5), as far as it matters here.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Line {
+pub(crate) struct Line {
     pub id: u64,
     pub parent: u64,
     pub place: String,
@@ -12,7 +12,7 @@ pub(super) struct Line {
     pub kind: String,
 }
 
-pub(super) fn parse(text: &str) -> Vec<Line> {
+pub(crate) fn parse(text: &str) -> Vec<Line> {
     text.lines().filter_map(line).collect()
 }
 
@@ -32,7 +32,7 @@ fn line(text: &str) -> Option<Line> {
 }
 
 /// Where namespaces are bound such that taking them off here is felt nowhere else: their parent mount has no peer.
-pub(super) fn lone_namespaces(lines: &[Line]) -> Vec<&str> {
+pub(crate) fn lone_namespaces(lines: &[Line]) -> Vec<&str> {
     let private = |id: u64| lines.iter().any(|line| line.id == id && !line.shared);
     lines
         .iter()
