@@ -16,7 +16,10 @@ def make(directory, node_ip, node):
     path = lambda name: str(directory / name)
     key = lambda name: openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", path(name))
     key("ca.key")
-    openssl("req", "-x509", "-new", "-key", path("ca.key"), "-subj", "/CN=test-kube", "-days", "30", "-out", path("ca.crt"))
+    # Python 3.13 is strict: it wants the identifiers and the usage of RFC 5280.
+    authority = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign,cRLSign", "subjectKeyIdentifier=hash")
+    extensions = [word for extension in authority for word in ("-addext", extension)]
+    openssl("req", "-x509", "-new", "-key", path("ca.key"), "-subj", "/CN=test-kube", "-days", "30", *extensions, "-out", path("ca.crt"))
     subjects = {
         "apiserver": ("/CN=kube-apiserver", f"IP:127.0.0.1,IP:10.250.0.1,IP:{node_ip},DNS:localhost,DNS:kubernetes.default.svc"),
         "kubelet": (f"/CN={node}", f"IP:{node_ip},DNS:{node}"),
@@ -27,7 +30,10 @@ def make(directory, node_ip, node):
         key(f"{name}.key")
         openssl("req", "-new", "-key", path(f"{name}.key"), "-subj", subject, "-out", path(f"{name}.csr"))
         usage = "serverAuth" if names else "clientAuth"
-        (directory / "extensions").write_text(f"extendedKeyUsage={usage}\n" + (f"subjectAltName={names}\n" if names else ""))
+        identifiers = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\nkeyUsage=critical,digitalSignature\n"
+        (directory / "extensions").write_text(
+            f"{identifiers}extendedKeyUsage={usage}\n" + (f"subjectAltName={names}\n" if names else "")
+        )
         openssl(
             "x509", "-req", "-in", path(f"{name}.csr"), "-CA", path("ca.crt"), "-CAkey", path("ca.key"), "-days", "30",
             "-set_serial", str(serial), "-extfile", path("extensions"), "-out", path(f"{name}.crt"),

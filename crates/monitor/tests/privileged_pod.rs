@@ -293,9 +293,11 @@ fn what_cannot_be_made_is_unwound_and_named() {
     privileged(|| async {
         let pod = Pod::start().await;
         let mut create = pod.container("nolog", "true");
-        create.log_path = pod.path("not-there/0.log").to_str().unwrap().to_owned();
+        // The log's directory is made; this one cannot be.
+        std::fs::write(pod.path("a-file"), "").unwrap();
+        create.log_path = pod.path("a-file/0.log").to_str().unwrap().to_owned();
         let error = pod.client().create_container(create).await.unwrap_err();
-        assert!(error.to_string().contains("not-there/0.log"), "{error}");
+        assert!(error.to_string().contains("a-file/0.log"), "{error}");
         let create = with_spec(pod.container("nomount", "true"), |spec| {
             let mounts = spec["mounts"].as_array_mut().unwrap();
             mounts.push(json!({"destination": "/x", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}));

@@ -293,8 +293,12 @@ mod tests {
             .trim()
             .parse()
             .unwrap_or_else(|e| panic!("{e}"));
-        let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+        // It was sent SIGKILL, and dies when it is next looked at.
+        let state = || std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        while !(state().is_empty() || state().contains(") Z ")) {
+            assert!(start.elapsed() < Duration::from_secs(30), "{}", state());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     #[test]
