@@ -97,15 +97,7 @@ impl Cgroup {
     /// apart from the rest: it has no limits of its own, and on the hybrid it is one directory of the unified
     /// hierarchy, while its processes join this cgroup's version 1 directories.
     pub fn leaf(&self, name: &str) -> Result<Self, Error> {
-        path::component(name)?;
-        let leaf = match &self.leaf {
-            Some(parent) => format!("{parent}/{name}"),
-            None => name.to_owned(),
-        };
-        let out = Self {
-            leaf: Some(leaf),
-            ..self.clone()
-        };
+        let out = self.below(name)?;
         let root = self.hierarchy.tracking();
         let dir = out.dir_in(root);
         match rustix::fs::mkdirat(&root.fd, dir.as_str(), rustix::fs::Mode::from_raw_mode(0o755)) {
@@ -115,6 +107,25 @@ impl Cgroup {
                 source: errno.into(),
             }),
         }
+    }
+
+    /// The same, where there is one: none is made.
+    pub fn find_leaf(&self, name: &str) -> Result<Option<Self>, Error> {
+        let out = self.below(name)?;
+        let root = self.hierarchy.tracking();
+        Ok(io::exists(root, "", &out.dir_in(root)).then_some(out))
+    }
+
+    fn below(&self, name: &str) -> Result<Self, Error> {
+        path::component(name)?;
+        let leaf = match &self.leaf {
+            Some(parent) => format!("{parent}/{name}"),
+            None => name.to_owned(),
+        };
+        Ok(Self {
+            leaf: Some(leaf),
+            ..self.clone()
+        })
     }
 
     /// The unified hierarchy's directory, for CLONE_INTO_CGROUP; `None` where there is no unified hierarchy. A

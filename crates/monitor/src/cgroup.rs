@@ -58,12 +58,18 @@ pub fn wait_for_death(pidfd: BorrowedFd<'_>) {
 
 /// Kills everything in it and removes it with all that is below.
 pub fn remove(hierarchy: &Hierarchy, cgroup: &CgroupRef) -> Outcome {
-    if_there(hierarchy, cgroup, |cgroup| {
+    let all = |cgroup: Cgroup| {
         cgroup.kill()?;
         cgroup.wait_empty(DIE)?;
         cgroup.remove(REMOVE)?;
         Ok(0)
-    })
+    };
+    let half = |path: &str| match hierarchy.exists(path)? {
+        // Half there: a create that failed midway. `create` completes it so that it can be removed whole.
+        true => all(hierarchy.create(path)?),
+        false => Ok(0),
+    };
+    in_it(hierarchy, cgroup, all, half)
 }
 
 /// After init's end: kills what is left where that is wanted; the result is how many processes the kernel has killed for
@@ -105,24 +111,49 @@ pub fn slice_kills(hierarchy: &Hierarchy, cgroup: &CgroupRef) -> u64 {
 
 /// Kills an exec's leaf.
 pub fn kill_leaf(hierarchy: &Hierarchy, cgroup: &CgroupRef, leaf: &str) -> Outcome {
-    if_there(hierarchy, cgroup, |cgroup| cgroup.leaf(leaf)?.kill().map(|()| 0))
+    if_there(hierarchy, cgroup, |cgroup| match cgroup.find_leaf(leaf)? {
+        Some(leaf) => gone_is_fine(leaf.kill()),
+        None => Ok(0),
+    })
 }
 
 /// Removes an exec's leaf if nothing is left in it; else it goes with the container.
 pub fn remove_leaf(hierarchy: &Hierarchy, cgroup: &CgroupRef, leaf: &str) -> Outcome {
     if_there(hierarchy, cgroup, |cgroup| {
-        let leaf = cgroup.leaf(leaf)?;
-        if !leaf.is_populated()? {
-            leaf.remove(REMOVE)?;
+        let empty = |leaf: &Cgroup| leaf.is_populated().map(|populated| !populated);
+        match cgroup.find_leaf(leaf)? {
+            Some(leaf) => gone_is_fine(empty(&leaf).and_then(|empty| match empty {
+                true => leaf.remove(REMOVE),
+                false => Ok(()),
+            })),
+            None => Ok(0),
         }
-        Ok(0)
     })
 }
 
+/// The container's removal may be at it at the same time.
+fn gone_is_fine(outcome: Result<(), Error>) -> Result<u64, Error> {
+    match outcome {
+        Err(error) if !error.is_gone() => Err(error),
+        _ => Ok(0),
+    }
+}
+
+/// Nothing is done where it is not there, or not whole: somebody removes it.
 fn if_there(
     hierarchy: &Hierarchy,
     reference: &CgroupRef,
     operation: impl FnOnce(Cgroup) -> Result<u64, Error>,
+) -> Outcome {
+    in_it(hierarchy, reference, operation, |_| Ok(0))
+}
+
+/// `half` is for one that is not there in every hierarchy.
+fn in_it(
+    hierarchy: &Hierarchy,
+    reference: &CgroupRef,
+    operation: impl FnOnce(Cgroup) -> Result<u64, Error>,
+    half: impl FnOnce(&str) -> Result<u64, Error>,
 ) -> Outcome {
     if reference.path.is_empty() {
         return Ok(0);
@@ -149,8 +180,7 @@ fn if_there(
             {
                 Ok(0)
             }
-            // Half there: a create that failed midway. `create` completes it so that it can be removed whole.
-            Err(_) => operation(hierarchy.create(&path)?),
+            Err(_) => half(&path),
         }
     })
 }
