@@ -69,7 +69,7 @@ async fn wrong_digest(c: Arc<Context>) -> anyhow::Result<()> {
     let middle = blob.len() / 2;
     blob[middle] ^= 1;
     let reference = hostile.image("wrong-digest", &tar(), Some(Fault::Other(blob)))?;
-    refused(&c, &hostile, &reference, &["layer sha256:", "digest is sha256:"]).await
+    refused(&c, &hostile, &reference, &["blob sha256:", "digest is sha256:"]).await
 }
 
 async fn truncated_blob(c: Arc<Context>) -> anyhow::Result<()> {
