@@ -92,7 +92,11 @@ fn helpers(daemon: i32) -> anyhow::Result<BTreeSet<(i32, &'static str)>> {
         let Ok(exe) = std::fs::read_link(entry.path().join("exe")) else {
             continue;
         };
-        let name = exe.file_name().map(|n| n.to_string_lossy().into_owned());
+        // A program that is run from a detached mount, as holdfast-monitor is, has no path.
+        let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        let started_as = Path::new(line.split('\0').next().unwrap_or_default());
+        let name = exe.file_name().or_else(|| started_as.file_name());
+        let name = name.map(|n| n.to_string_lossy().into_owned());
         let name = name.as_deref().map(|n| n.trim_end_matches(" (deleted)"));
         let Some(known) = HELPERS.iter().find(|known| Some(**known) == name) else {
             continue;
