@@ -35,7 +35,9 @@ impl Places {
             images,
         };
         let (sha256, sha512) = (places.blobs.join("sha256"), places.blobs.join("sha512"));
+        let records = root.join("records");
         for dir in [
+            &records,
             &places.layers,
             &places.tmp,
             &sha256,
@@ -46,6 +48,10 @@ impl Places {
             use std::os::unix::fs::DirBuilderExt;
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.map_err(|e| Error::io("make", dir, e))?;
+            if *dir == records {
+                // Those that come next, and the engine's: they change with every pod.
+                spread(dir);
+            }
         }
         let empty = &places.empty;
         if !empty.exists() {
@@ -54,6 +60,8 @@ impl Places {
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(empty, open).map_err(|e| Error::io("change the mode of", empty, e))?;
         spread(&places.tmp);
+        // Overlay makes and removes files of its own in each, and for minutes the file system passes over what was removed.
+        spread(&places.snapshots);
         Ok(places)
     }
 
