@@ -80,6 +80,33 @@ fn a_user_namespace_with_its_own_root() {
     node.assert_clean();
 }
 
+/// The kubelet's are anywhere below 2^32.
+#[test]
+fn ids_above_2_31() {
+    let mut node = Node::new("usernshigh");
+    let map = IdMapping {
+        host_id: 3_000_000_512,
+        ..MAP
+    };
+    let mut spec = mapped(node.host_pod("one"));
+    if let Some(user) = &mut spec.security.namespaces.user {
+        (user.uids, user.gids) = (vec![map], vec![map]);
+    }
+    let pod = node.run_pod(spec);
+    let mut terminal = node.script("terminal", "test -t 1 && id -u && stat -c %u /etc/hostname");
+    terminal.tty = true;
+    let main = node.run(&pod, terminal);
+    assert_eq!(node.wait_exit(&main).exit.as_ref().unwrap().code, 0);
+    assert_eq!(
+        node.log(&main).matches("stdout F 0").count(),
+        2,
+        "{}",
+        node.log(&main)
+    );
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
 #[test]
 fn with_the_hosts_network() {
     let mut node = Node::new("usernshost");

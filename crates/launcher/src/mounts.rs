@@ -272,16 +272,29 @@ impl Making<'_> {
             data.extend(self.label.map(Label::option));
         }
         let attributes = MountAttrFlags::from_bits_retain(entry.options.attributes.set as u32);
-        new_mount(kind, &data, attributes)
-            .and_then(|mount| match self.label {
-                Some(label) if kind == "mqueue" => label.set_root(mount.as_fd(), self.proc).map(|()| mount),
-                _ => Ok(mount),
-            })
-            .map_err(|mut fault| {
-                fault.message = format!("{}: {}", entry.what(), fault.message);
-                fault
-            })
+        let mut made = new_mount(kind, &data, attributes);
+        if made.as_ref().is_err_and(|fault| fault.errno == libc::EINVAL) && drop_large_group(&mut data, kind)
+        {
+            made = new_mount(kind, &data, attributes);
+        }
+        made.and_then(|mount| match self.label {
+            Some(label) if kind == "mqueue" => label.set_root(mount.as_fd(), self.proc).map(|()| mount),
+            _ => Ok(mount),
+        })
+        .map_err(|mut fault| {
+            fault.message = format!("{}: {}", entry.what(), fault.message);
+            fault
+        })
     }
+}
+
+/// Older kernels (6.12 is one) read devpts' group as a signed number, and the kubelet hands out ids up to 2^32. Without the
+/// option a terminal's group is that of whoever opens it, as where group 5 is not mapped at all.
+fn drop_large_group(data: &mut Vec<(String, Option<String>)>, kind: &str) -> bool {
+    let large = |value: &str| value.parse::<u32>().is_ok_and(|id| i32::try_from(id).is_err());
+    let before = data.len();
+    data.retain(|(key, value)| kind != "devpts" || key != "gid" || !value.as_deref().is_some_and(large));
+    data.len() < before
 }
 
 /// Ids in a file system's own options are the container's, but it is mounted with the host's.
