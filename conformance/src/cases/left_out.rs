@@ -26,7 +26,7 @@ cases!["left_out";
     everything_of_linux,
     metadata => "the peer names it in other words",
     a_configuration,
-    the_pods_configuration_at_create,
+    the_pods_configuration_at_create => "the peer does not look whether it is there, and its server ends the connection",
     checkpoints_by_the_runtime => "the peer makes checkpoints where CRIU is installed",
 ];
 

@@ -17,14 +17,14 @@ cases!["stats";
     of_a_container,
     the_rate_of_a_busy_one => "the peer's release tells a rate from the second call on",
     memory_with_a_limit,
-    the_writable_layer,
-    of_a_pod,
-    of_the_pods_network,
-    a_pod_in_the_hosts_network,
+    the_writable_layer => "the peer measures layers every ten seconds, and says 0 as the time of one that it has not measured",
+    of_a_pod => "the peer's statistics of a pod read a cgroup of its sandbox that is not there on this hierarchy",
+    of_the_pods_network => "as of_a_pod",
+    a_pod_in_the_hosts_network => "the peer gives runc a hostname without a UTS namespace, and runc refuses",
     one_that_has_ended => "the peer's release has no figures for it at all",
-    lists_and_filters,
+    lists_and_filters => "as of_a_pod",
     metrics => "the peer's release is older than the call",
-    a_hundred_containers,
+    a_hundred_containers => "as of_a_pod",
 ];
 
 async fn stats_of(c: &Context, id: &str) -> Result<cri::ContainerStats, Status> {
