@@ -180,7 +180,8 @@ fn in_it(
             {
                 Ok(0)
             }
-            Err(_) => half(&path),
+            Err(error) if error.is_gone() => half(&path),
+            Err(error) => Err(error),
         }
     })
 }
