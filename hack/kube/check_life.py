@@ -82,7 +82,8 @@ def crash_loop(c):
     c.api.wait("crash", lambda p: p["status"].get("containerStatuses") and backs_off(p), 60, "in CrashLoopBackOff")
     last = status_of(c.api.pod("crash"))["lastState"]["terminated"]
     expect_equal((last["exitCode"], last["reason"]), (3, "Error"), "last state")
-    expect("run at" in c.kubectl.output("logs", "crash", "--previous"), "no previous log")
+    previous = c.kubectl.output("logs", "crash", "--previous")
+    expect("run at" in previous, f"no previous log but {previous!r} of {last['containerID']}")
 
 
 @check

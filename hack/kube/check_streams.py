@@ -70,7 +70,7 @@ def exec_terminal(c):
             time.sleep(0.5)
             ask(master, b"\x03", rb"\^C", f"the interrupt over {name}")
             os.write(master, b"exit 5\n")
-            expect_equal(client.wait(15), 5, f"exit code over {name}")
+            expect_equal(client.wait(patience(15)), 5, f"exit code over {name}")
         finally:
             client.kill()
             client.wait()
@@ -117,7 +117,7 @@ def port_forward(c):
     for websocket, name in TRANSPORTS:
         client = c.kubectl.start("port-forward", "forward", ":8080", websocket=websocket)
         try:
-            ready, _, _ = select.select([client.stdout], [], [], 20)
+            ready, _, _ = select.select([client.stdout], [], [], patience(20))
             expect(ready, f"port-forward over {name} says nothing")
             line = client.stdout.readline().decode()
             port = int(re.search(r"127.0.0.1:(\d+) ->", line).group(1))
