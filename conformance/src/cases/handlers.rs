@@ -215,7 +215,7 @@ async fn unknown_and_broken_ones_are_named(c: Arc<Context>) -> anyhow::Result<()
     ensure!(
         status
             .info
-            .get("runtimeHandlers")
+            .get("handlerDetails")
             .is_some_and(|info| info.contains("/nowhere/runtime")),
         "the verbose status does not say what is wrong"
     );

@@ -40,6 +40,7 @@ pub use engine::Engine;
 pub use error::{Error, Kind};
 pub use handlers::{Found, HandlerStatus};
 pub use holdfast_model::CgroupDriver;
+pub use holdfast_monitor_api::LOG_CHUNK;
 pub use lsm::{AppArmor, Selinux};
 pub use types::{
     Ended, Event, ExecOutput, ExecRequest, Happened, PodDetails, Readiness, Reexec, StreamRequest, Streams,

@@ -35,6 +35,9 @@ pub use spawn::{Spawned, ended, spawn};
 #[cfg(feature = "client")]
 pub use streams::{RunningExec, Sockets};
 
+/// Bytes of a container's line that one entry of its log holds at most: what kubelet's readers expect, and the peers' default.
+pub const LOG_CHUNK: usize = 16 * 1024;
+
 /// Sent in [`message::Hello::revision`], for people.
 pub const REVISION: u32 = 1;
 

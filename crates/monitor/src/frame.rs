@@ -6,7 +6,7 @@
 use crate::clock::Stamp;
 
 /// Longest content of one entry: what the kubelet's readers and other runtimes use.
-pub const CHUNK: usize = 16 * 1024;
+pub const CHUNK: usize = holdfast_monitor_api::LOG_CHUNK;
 /// `2026-11-21T23:14:12.123456789Z stdout F `; both streams have names of six letters.
 pub const PREFIX: usize = 40;
 

@@ -95,11 +95,13 @@ async fn run<E: Encoder>(
         head.clear();
         let payload = encoder.encode(item, &mut head);
         let mut all = (&head[..]).chain(payload);
-        if io.write_all_buf(&mut all).await.is_err() {
-            return;
-        }
-        if !probe {
-            activity.touch();
+        // Each part that is taken is a sign of life.
+        while all.has_remaining() {
+            match io.write_buf(&mut all).await {
+                Ok(1..) if probe => {}
+                Ok(1..) => activity.touch(),
+                Ok(0) | Err(_) => return,
+            }
         }
         if last {
             break;

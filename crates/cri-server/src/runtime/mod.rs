@@ -1,6 +1,7 @@
 //! RuntimeService, one file per call.
 
 mod attach;
+mod cni_result;
 mod container_stats;
 mod container_status;
 mod create_container;

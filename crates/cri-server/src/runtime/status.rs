@@ -26,7 +26,9 @@ pub fn call(services: &Services, request: v1::StatusRequest) -> Result<v1::Statu
     }
     let mut info = BTreeMap::new();
     if request.verbose {
-        info.insert("runtimeHandlers".to_owned(), handlers_info(&handlers).to_string());
+        // crictl lays these over the message's own fields, `runtimeHandlers` among them; and what is no object stays text.
+        let details = serde_json::json!({ "handlers": handlers_info(&handlers) });
+        info.insert("handlerDetails".to_owned(), details.to_string());
         info.insert("config".to_owned(), services.node.config.to_string());
         let cni = network.config.map(|config| config.to_string());
         let facts = services.engine.facts();

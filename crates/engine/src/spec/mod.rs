@@ -32,6 +32,9 @@ pub use process::exec_process;
 pub use resources::oci as oci_resources;
 pub(crate) use security::needs_default_profile;
 
+/// The version of the OCI runtime specification that containers are described in.
+pub const OCI_VERSION: &str = "1.2.0";
+
 /// What an image says about the containers made of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageDefaults {
@@ -173,7 +176,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Invalid> {
     root.set_readonly(Some(security.readonly_rootfs));
 
     let mut spec = Spec::default();
-    spec.set_version("1.2.0".into());
+    spec.set_version(OCI_VERSION.into());
     spec.set_root(Some(root));
     spec.set_hostname(None);
     spec.set_mounts(Some(mounts::all(inputs, &modes)?));

@@ -137,10 +137,13 @@ fn node(config: &Config) -> Node {
             "cgroup": config.engine.default_cgroup,
             "cdiSpecDirs": config.engine.cdi_dirs,
             "certsDirs": config.registry.certs_d,
-            "cniConfDir": config.network.cni_conf_dir,
-            "cniConfTemplate": config.network.cni_conf_template,
-            "cniBinDirs": config.network.cni_bin_dirs,
+            "cni": {
+                "confDir": config.network.cni_conf_dir,
+                "confTemplate": config.network.cni_conf_template,
+                "binDirs": config.network.cni_bin_dirs,
+            },
             "bridge": config.network.bridge,
+            "maxContainerLogLineSize": holdfast_engine::LOG_CHUNK,
             "streaming": { "address": config.streaming.address, "tls": config.streaming.tls.is_some() },
         }),
     }

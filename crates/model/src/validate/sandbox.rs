@@ -180,10 +180,12 @@ fn dns_config(dns: &DnsConfig) -> Result<(), Invalid> {
 }
 
 fn port_mapping(field: &str, mapping: &PortMapping) -> Result<(), Invalid> {
-    if !(1..=65_535).contains(&mapping.container_port) {
+    // Without a host port nothing is mapped, and the peers look at neither.
+    let least = i32::from(mapping.host_port != 0);
+    if !(least..=65_535).contains(&mapping.container_port) {
         return Err(Invalid::new(
             format!("{field}.container_port"),
-            format!("{} is not a port from 1 to 65535", mapping.container_port),
+            format!("{} is not a port from {least} to 65535", mapping.container_port),
         ));
     }
     if !(0..=65_535).contains(&mapping.host_port) {

@@ -1,7 +1,5 @@
 //! One connection: a task that reads frames, a task that writes them, and the streams that the client opens.
 
-use std::time::Duration;
-
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::sync::mpsc;
@@ -19,8 +17,6 @@ use crate::writer::writer;
 const READ: usize = 16 << 10;
 /// Streams that were opened and not yet looked at.
 const UNSEEN: usize = 16;
-/// How long the client may take to read what is left and to close.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// A stream that the client has opened, to be answered with a reply or a reset.
 #[derive(Debug)]
@@ -37,6 +33,7 @@ pub struct Mux {
     pub handle: Handle,
     /// The client has gone, or broken the protocol.
     pub gone: CancellationToken,
+    activity: Activity,
     reader: AbortOnDropHandle<()>,
     writer: AbortOnDropHandle<()>,
 }
@@ -53,13 +50,14 @@ impl Mux {
             opened: sender,
             budget: Budget::new(),
         };
+        let reading_activity = activity.clone();
         let (gone_too, unreachable) = (gone.clone(), gone.clone());
         let writer = tokio::spawn(async move {
             writing.await;
             unreachable.cancel();
         });
         let reading = async move {
-            match reader.run(read, activity).await {
+            match reader.run(read, reading_activity).await {
                 Ok(()) => {}
                 Err(Broken::Frame(error)) => {
                     tracing::debug!(%error, "a client broke the protocol");
@@ -74,12 +72,13 @@ impl Mux {
             opened,
             handle,
             gone,
+            activity,
             reader: AbortOnDropHandle::new(tokio::spawn(reading)),
             writer: AbortOnDropHandle::new(writer),
         }
     }
 
-    /// Lets the client read to the end: says goodbye, closes our side, and waits a while for it to close its own.
+    /// Lets the client read to the end: says goodbye, closes our side, and waits for it to close its own while it shows signs of life.
     /// Whoever closes a socket with unread input makes the kernel drop what the client had not read yet.
     pub async fn close(mut self) {
         // Who opens streams now is refused.
@@ -90,7 +89,7 @@ impl Mux {
             let _ = (&mut self.writer).await;
             let _ = (&mut self.reader).await;
         };
-        let _ = tokio::time::timeout(LINGER, parting).await;
+        self.activity.part(parting).await;
     }
 }
 

@@ -1,7 +1,5 @@
 //! Channels over one WebSocket: the first byte of a message is the number of its channel.
 
-use std::time::Duration;
-
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio_util::sync::CancellationToken;
@@ -15,8 +13,6 @@ use crate::writer::{Gone, Queue, writer};
 
 /// Read at a time.
 pub const READ: usize = 16 << 10;
-/// How long the client may take to read what is left and to close.
-const LINGER: Duration = Duration::from_secs(5);
 /// Under v5 a message that begins so ends the channel named by the next byte.
 const CLOSE_SIGNAL: u8 = 255;
 const NORMAL: u16 = 1000;
@@ -37,6 +33,7 @@ pub struct Mux {
     codec: Codec,
     /// The client has gone, or broken the protocol.
     pub gone: CancellationToken,
+    activity: Activity,
     reader: AbortOnDropHandle<()>,
     writer: AbortOnDropHandle<()>,
 }
@@ -60,13 +57,14 @@ impl Mux {
             message: Message::Start,
             text: base64::Decoder::default(),
         };
+        let reading_activity = activity.clone();
         let (gone_too, unreachable) = (gone.clone(), gone.clone());
         let writer = tokio::spawn(async move {
             writing.await;
             unreachable.cancel();
         });
         let reading = async move {
-            let code = match reader.run(read, activity).await {
+            let code = match reader.run(read, reading_activity).await {
                 Ok(()) => NORMAL,
                 Err(error) => {
                     tracing::debug!(%error, "a client broke the protocol");
@@ -81,6 +79,7 @@ impl Mux {
             queue,
             codec,
             gone,
+            activity,
             reader: AbortOnDropHandle::new(tokio::spawn(reading)),
             writer: AbortOnDropHandle::new(writer),
         }
@@ -94,14 +93,14 @@ impl Mux {
         }
     }
 
-    /// Lets the client read to the end, says goodbye, and waits a while for it to do so too.
+    /// Lets the client read to the end, says goodbye, and waits for it to do so too while it shows signs of life.
     pub async fn close(mut self) {
         let parting = async {
             let _ = self.queue.send(Out::Close(NORMAL)).await;
             let _ = (&mut self.writer).await;
             let _ = (&mut self.reader).await;
         };
-        let _ = tokio::time::timeout(LINGER, parting).await;
+        self.activity.part(parting).await;
     }
 }
 
