@@ -31,7 +31,7 @@ def logs(c):
     c.api.create(pod("logs", container(script=script)))
     c.api.running("logs")
     follower = c.kubectl.start("logs", "-f", "logs")
-    time.sleep(2.5)
+    time.sleep(patience(2.5))
     lines = c.kubectl.output("logs", "logs").splitlines()
     expect_equal(len(lines), 2001, "lines of the log")
     expect_equal([line for line in lines if line.startswith("line")], [f"line {i}" for i in range(1, 1001)], "lines of stdout")
@@ -240,7 +240,9 @@ def ephemeral_container(c):
     while "sleep 98765" not in (text := c.kubectl.run("logs", "debugged", "-c", "debugger")[1].decode()):
         expect(time.monotonic() < deadline, f"the debugger does not see the target's processes: {text!r}, {describe(c.api.pod('debugged'))}")
         time.sleep(0.3)
-    expect("running" in status_of(c.api.pod("debugged"), "debugger", "ephemeralContainerStatuses")["state"], "the debugger does not run")
+    # The log is there before kubelet has told the API server.
+    told = lambda p: any("running" in s["state"] for s in p["status"].get("ephemeralContainerStatuses", []) if s["name"] == "debugger")
+    c.api.wait("debugged", told, 20, "told to run its debugger")
 
 
 @check

@@ -61,11 +61,12 @@ def exec_terminal(c):
         )
         os.close(slave)
         try:
-            ask(master, b"stty size; echo do''ne\n", rb"33 101.*done", f"the terminal's size over {name}")
+            # kubectl sends the size when the connection stands, and the shell may be quicker.
+            ask(master, b"until stty size; do sleep 0.2; done; echo do''ne\n", rb"33 101.*done", f"the terminal's size over {name}")
             fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 120, 0, 0))
             client.send_signal(signal.SIGWINCH)
-            time.sleep(1)
-            ask(master, b"stty size; echo do''ne\n", rb"44 120.*done", f"the changed size over {name}")
+            changed = b"until [ \"$(stty size)\" = '44 120' ]; do sleep 0.2; done; echo do''ne\n"
+            ask(master, changed, rb"\ndone", f"the changed size over {name}")
             ask(master, b"sleep 50; echo end''ed $?\n", None, "")
             time.sleep(0.5)
             ask(master, b"\x03", rb"\^C", f"the interrupt over {name}")

@@ -128,7 +128,12 @@ class Api:
 
         def read():
             while not stop.is_set():
-                line = response.readline()
+                try:
+                    line = response.readline()
+                except OSError:
+                    if stop.is_set():
+                        return
+                    raise
                 if not line:
                     return
                 seen(time.monotonic(), json.loads(line)["object"])
