@@ -18,12 +18,17 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 const OWN: &str = "/proc/self/exe";
 
-/// Executes this program anew from a read-only clone, unless it is run from such a mount already: then, or where that is
-/// not possible, this returns. `Some` says why it was not.
+/// In the environment of the program that was executed from the clone. That its mount is read-only does not say so: a file system may be
+/// read-only and be made writable later, for an upgrade of the host.
+const DONE: &str = "HOLDFAST_MONITOR_FROM_CLONE";
+
+/// Executes this program anew from a read-only clone, unless it is run from one already: then, or where that is not possible, this
+/// returns. `Some` says why it was not.
 pub fn protect() -> Option<String> {
+    let done = std::env::var_os(DONE).is_some();
     let error = match is_read_only() {
-        Ok(true) => return None,
-        Ok(false) => match execute_clone() {
+        Ok(true) if done => return None,
+        Ok(_) => match execute_clone() {
             Err(error) => error,
             Ok(never) => match never {},
         },
@@ -54,5 +59,6 @@ fn execute_clone() -> io::Result<std::convert::Infallible> {
     }
     let arguments = std::env::args_os().map(|argument| CString::new(argument.into_vec()));
     let arguments: Result<Vec<_>, _> = arguments.collect();
-    Err(Image::new(arguments?, Vec::new()).exec_fd(clone.as_fd()))
+    let environment = vec![CString::new(format!("{DONE}=1"))?];
+    Err(Image::new(arguments?, environment).exec_fd(clone.as_fd()))
 }
