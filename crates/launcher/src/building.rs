@@ -128,7 +128,7 @@ pub struct Built {
     /// As the monitor's PID namespace sees it. The process is a child of the monitor.
     pub pid: i32,
     pub pidfd: OwnedFd,
-    /// A sandbox's; empty for containers and execs.
+    /// A sandbox's; of a container with hooks or of an external runtime, the mount namespace that its handler works in; else empty.
     pub namespaces: PodNamespaces,
     /// A route netlink socket in the sandbox's new network namespace.
     pub netlink: Option<OwnedFd>,

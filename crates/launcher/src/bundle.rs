@@ -19,6 +19,8 @@ use crate::staging;
 
 pub(crate) const ROOT: &str = "rootfs";
 pub(crate) const SHM: &str = "shm";
+/// The staging tree of the launcher, where hooks are to find it.
+pub(crate) const STAGING: &str = "staging";
 pub(crate) const CONFIG: &str = "config.json";
 
 /// Makes the directory, empty.
@@ -31,24 +33,18 @@ pub(crate) fn make(bundle: &Path) -> Result<()> {
         .at(|| format!("make the bundle {}", bundle.display()))
 }
 
-/// Removes the directory with what lies in it: files, and empty directories, of which some are mount points in a mount
-/// namespace elsewhere (the kernel takes those mounts off). It never goes deeper: what is mounted there is not ours.
+/// Removes the directory with what lies in it, and what hooks have left there: it is their working directory. Some of the
+/// directories are mount points in a mount namespace elsewhere; the kernel takes those mounts off. What is mounted here, or lies
+/// where the container's mounts do, is not ours.
 pub(crate) fn remove(bundle: &Path) -> Result<()> {
     let what = || format!("remove the bundle {}", bundle.display());
-    let entries = match std::fs::read_dir(bundle) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.at(what)?,
-    };
-    for entry in entries {
-        let entry = entry.at(what)?;
-        let path = entry.path();
-        match entry.file_type().at(what)?.is_dir() {
-            true => std::fs::remove_dir(path),
-            false => std::fs::remove_file(path),
+    for name in [ROOT, SHM, STAGING] {
+        match std::fs::remove_dir(bundle.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at(what),
+            _ => {}
         }
-        .at(what)?;
     }
-    std::fs::remove_dir(bundle).at(what)
+    holdfast_sys::tree::remove(bundle).at(what)
 }
 
 pub(crate) fn write(bundle: &Path, spec: &serde_json::Value) -> Result<()> {
@@ -143,6 +139,12 @@ mod tests {
             "what is mounted there must not be deleted"
         );
         assert!(bundle.join(ROOT).join("file").exists());
+        std::fs::remove_file(bundle.join(ROOT).join("file")).unwrap();
+        // A hook's cache.
+        std::fs::create_dir_all(bundle.join("out/deep")).unwrap();
+        std::fs::write(bundle.join("out/deep/file"), "x").unwrap();
+        remove(&bundle).unwrap();
+        assert!(!bundle.exists());
     }
 
     #[test]

@@ -252,8 +252,18 @@ fn number(cap: &Capability) -> u32 {
     NAMES.iter().position(|n| *n == name).map_or(63, |n| n as u32) // unknown: a bit that no kernel has, and that nobody holds
 }
 
-/// Without it, keys that a process adds to its session could be used by every other container and by the monitor.
-pub(crate) fn join_keyring(container_id: &str) -> Result<()> {
+/// Without it, keys that a process adds to its session could be used by every other container and by the monitor. Where the
+/// process has an SELinux label the keyring gets it too, or the policy would keep it from its own. `proc` shows the caller.
+pub(crate) fn join_keyring(
+    container_id: &str,
+    process: &Process,
+    proc: &crate::procfs::Procfs,
+) -> Result<()> {
+    if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
+        // It is for this thread's next keys, and gone with execve.
+        proc.write("thread-self/attr/keycreate", label.as_bytes())
+            .map_err(|e| Fault::system(format!("ask for the SELinux label {label} for keys"), &e))?;
+    }
     // Ids have no NUL; and the name is the one that runc's users know.
     let name = CString::new(format!("_ses.{container_id}")).unwrap_or_default();
     match keyring::join_session(&name) {

@@ -16,6 +16,8 @@ pub struct Made<'a> {
     pub id: &'a str,
     /// Its init, as the caller's PID namespace sees it; once that has ended the number may be another's.
     pub pid: i32,
+    /// Its pidfd, which tells whether it has.
+    pub init: Option<BorrowedFd<'a>>,
     /// The mount namespace that the runtime works in, if its handler has made one.
     pub mounts: Option<BorrowedFd<'a>>,
 }

@@ -31,7 +31,8 @@ const FAILED: i32 = 127;
 /// What container inits and execs have in common.
 #[derive(Debug)]
 pub(crate) struct Init<'a> {
-    /// Processes of one container share a session keyring, and with nobody else.
+    /// Processes of one container share a session keyring. Other containers have their own; root of one in the same user namespace that
+    /// may call keyctl(2), which the default seccomp profile forbids, can join another's by its name.
     pub container_id: &'a str,
     pub process: &'a Process,
     pub credentials: &'a Credentials,
@@ -145,7 +146,7 @@ impl Init<'_> {
         if let Some(terminal) = terminal {
             process::set_controlling_terminal(terminal.as_fd()).at(|| "set the controlling terminal")?;
         }
-        creds::join_keyring(self.container_id)?;
+        creds::join_keyring(self.container_id, self.process, self.proc)?;
         creds::label(self.process, self.proc)?;
         self.limits.set()?;
         // Before any filter: it might not allow it. Close-on-exec would come too late: while execve looks for its program,

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Dir, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fstat, getxattr, openat, openat2, setxattr, stat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, XattrFlags, fstat, getxattr, openat,
+    openat2, setxattr, statx,
 };
 use rustix::io::Errno;
 
@@ -94,9 +95,13 @@ impl<'a> Label<'a> {
     pub fn relabel(self, top: BorrowedFd<'_>, shown: &Path, proc: &Procfs) -> Result<()> {
         let clean: PathBuf = shown.components().collect();
         // By its name, and by what it is: `/proc/1/root/etc` or a link to it is /etc as well.
-        let own = fstat(top).at(|| format!("look at {}", shown.display()))?;
-        let is_own =
-            |never: &str| stat(never).is_ok_and(|s| (s.st_dev, s.st_ino) == (own.st_dev, own.st_ino));
+        // Without asking a server: one of the host's directories may be the mount of a dead one.
+        let known = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let place = |s: rustix::fs::Statx| (s.stx_dev_major, s.stx_dev_minor, s.stx_ino);
+        let own = statx(top, c"", known | AtFlags::EMPTY_PATH, StatxFlags::INO)
+            .map(place)
+            .at(|| format!("look at {}", shown.display()))?;
+        let is_own = |never: &str| statx(CWD, never, known, StatxFlags::INO).is_ok_and(|s| place(s) == own);
         if NEVER
             .iter()
             .any(|never| clean == Path::new(never) || is_own(never))

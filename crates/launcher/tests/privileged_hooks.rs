@@ -94,6 +94,7 @@ impl Case {
         Made {
             id: &running.id,
             pid: running.built.pid,
+            init: Some(running.built.pidfd.as_fd()),
             mounts: running.built.namespaces.mnt.as_ref().map(AsFd::as_fd),
         }
     }
@@ -116,6 +117,7 @@ impl Case {
         let made = Made {
             id,
             pid: 0,
+            init: None,
             mounts: None,
         };
         hooked.delete(made).unwrap();
@@ -180,10 +182,6 @@ fn each_kind_runs_when_and_where_it_should() {
     case.start(&running).unwrap();
     let pid = running.built.pid;
     eventually("the program has not run", || case.read("order").contains("main"));
-    assert_eq!(
-        case.lines("order").last().map(String::as_str) == Some("main"),
-        !case.read("order").contains("poststart")
-    );
     assert!(
         case.read("order").contains("poststart\n"),
         "before the start is answered"
@@ -252,6 +250,29 @@ fn each_kind_runs_when_and_where_it_should() {
             _ => assert_eq!(cwd.trim(), bundle.to_string_lossy(), "{point}"),
         }
     }
+    case.lab.remove_cgroup(&running.cgroup);
+    drop(running);
+    case.finish();
+}
+
+/// What has its pid by then may be another's.
+#[test]
+fn poststart_hooks_do_not_run_for_a_program_that_has_ended() {
+    let case = Case::new(&PodOptions::default());
+    let hooks = json!({
+        "startContainer": [case.hook("startContainer", "echo here >>$SEEN/order; sleep 1000")],
+        "poststart": [case.hook("poststart", RECORD)],
+        "poststop": [case.hook("poststop", RECORD)],
+    });
+    let running = case.lab.create(&case.pod, &case.spec("sleep 1000", hooks));
+    let hooked = case.lab.hooked(&running.id).unwrap();
+    let starter = hooked.start(Case::made(&running), running.built.barrier.as_ref());
+    eventually("the hook has not run", || case.read("order").contains("here"));
+    running.kill();
+    pidfd::reap(running.built.pidfd.as_fd()).unwrap();
+    let _either = starter.unwrap().unwrap().wait();
+    case.delete(&running);
+    assert_eq!(case.lines("order"), ["here", "poststop"]);
     case.lab.remove_cgroup(&running.cgroup);
     drop(running);
     case.finish();

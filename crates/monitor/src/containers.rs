@@ -436,7 +436,8 @@ impl Monitor {
                 (barrier.has_starter(), &outcome, container.descriptors.as_ref())
             {
                 // What does not start must not wait for ever; an init at our own barrier has ended already.
-                let _ = holdfast_sys::pidfd::signal(held.pidfd.as_fd(), libc::SIGKILL);
+                container.killed_by_us |=
+                    holdfast_sys::pidfd::signal(held.pidfd.as_fd(), libc::SIGKILL).is_ok();
             }
         }
         let held_end = container.held_end.take();

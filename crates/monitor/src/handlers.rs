@@ -6,7 +6,7 @@
 //!                                        └─fails──> tried again at RemoveContainer
 //! ```
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use holdfast_launcher::{BuiltIn, External, Handler, Hooked, Made};
@@ -64,6 +64,7 @@ pub(crate) struct Traces {
     handler: Box<dyn Handler>,
     id: String,
     pid: i32,
+    init: Option<OwnedFd>,
     mounts: Option<OwnedFd>,
 }
 
@@ -72,11 +73,16 @@ impl Traces {
         Made {
             id: &self.id,
             pid: self.pid,
+            init: self.init.as_ref().map(AsFd::as_fd),
             mounts: self.mounts.as_ref().map(AsFd::as_fd),
         }
     }
 
+    /// A runtime refuses, and a poststop hook is not to see, a container whose init has been killed and is still dying.
     pub fn delete(&self) -> Outcome {
+        if let Some(init) = &self.init {
+            cgroup::wait_for_death(init.as_fd());
+        }
         self.handler
             .delete(self.made())
             .map(|()| 0)
@@ -105,20 +111,21 @@ impl Container {
         Made {
             id: &self.id,
             pid: self.pid,
+            init: held.map(|held| held.pidfd.as_fd()),
             mounts: held.and_then(|held| held.mounts.as_ref()).map(AsFd::as_fd),
         }
     }
 
     /// Without the mount namespace (all descriptors in use) the runtime is called in the host's.
     pub(crate) fn traces(&self) -> Traces {
+        let made = self.made();
+        let duplicate = |fd: Option<BorrowedFd<'_>>| fd.and_then(|fd| fd.try_clone_to_owned().ok());
         Traces {
             handler: self.handler(),
             id: self.id.clone(),
             pid: self.pid,
-            mounts: self
-                .made()
-                .mounts
-                .and_then(|mounts| mounts.try_clone_to_owned().ok()),
+            init: duplicate(made.init),
+            mounts: duplicate(made.mounts),
         }
     }
 }

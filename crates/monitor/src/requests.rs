@@ -129,6 +129,8 @@ impl Monitor {
     }
 
     fn signal(&mut self, asker: Asker, signal: &Signal) -> Result<(), Failure> {
+        // A signal to one that has ended and not been reaped is no error: an OOM kill would then pass for ours.
+        self.reap();
         let container = self.known(&signal.container_id)?;
         let id = &signal.container_id;
         if !(1..=64).contains(&signal.signal) || (signal.all && signal.signal != libc::SIGKILL) {

@@ -72,8 +72,16 @@ pub fn fork(child: impl FnOnce() -> i32) -> io::Result<Child> {
         0 => run(child),
         pid => {
             // The child cannot have been reaped yet by anyone but us, so the number is still its own.
-            let pidfd = crate::pidfd::open(pid)?;
-            Ok(Child { pid, pidfd })
+            crate::pidfd::open(pid)
+                .map(|pidfd| Child { pid, pidfd })
+                .inspect_err(|_| {
+                    // Nobody would know of it: a limit of descriptors, or a seccomp filter that a hook's caller has.
+                    // SAFETY: plain numbers; the process is our child and has not been waited for.
+                    unsafe {
+                        libc::kill(pid, libc::SIGKILL);
+                        libc::waitpid(pid, std::ptr::null_mut(), 0);
+                    }
+                })
         }
     }
 }

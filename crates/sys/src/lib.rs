@@ -24,6 +24,7 @@ pub mod project;
 pub mod scm;
 pub mod seccomp;
 pub mod signals;
+pub mod tree;
 pub mod writeback;
 
 use std::io;

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::check;
 
 /// How a process ended.
@@ -53,6 +55,12 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
         )
     })
     .map(drop)
+}
+
+/// Whether the process has ended, reaped or not.
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut watched = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    Ok(poll(&mut watched, Some(&Timespec::default()))? > 0)
 }
 
 /// Reaps a child without waiting: `None` while it lives. A process that is not our child gives ECHILD.

@@ -10,7 +10,6 @@
 //! | `create`, `exec` | the builders: what is prepared for the program, and the process that it leaves |
 //! | `end` | start, kill, delete |
 //! | `spec` | our spec to one that others understand |
-//! | `bundle` | the directory, and the mount namespace |
 //! | `console` | the terminal that the runtime sends |
 
 mod call;

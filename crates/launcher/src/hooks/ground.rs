@@ -28,8 +28,6 @@ use crate::plan::{ContainerPlan, Stdio};
 use crate::procfs::Procfs;
 use crate::staging;
 
-/// The staging tree in the bundle: what masked paths are covered with.
-const STAGING: &str = "staging";
 /// The file that is there until the poststop hooks are run.
 pub(super) const POSTSTOP: &str = "poststop";
 
@@ -93,8 +91,8 @@ impl<'a> Ground<'a> {
             ..Attributes::default()
         };
         set_attributes(top.as_fd(), attributes).at(|| "make the copied mounts private")?;
-        bundle::place(&self.hooks.bundle, STAGING, self.staging.as_fd())?;
-        Ok((self.open(STAGING)?, self.open(ROOT)?))
+        bundle::place(&self.hooks.bundle, bundle::STAGING, self.staging.as_fd())?;
+        Ok((self.open(bundle::STAGING)?, self.open(ROOT)?))
     }
 
     fn open(&self, name: &str) -> Result<OwnedFd> {

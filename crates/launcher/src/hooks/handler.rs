@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use holdfast_sys::{clone, scm};
+use holdfast_sys::{clone, pidfd, scm};
 use oci_spec::runtime::Spec;
 
 use super::run::Circumstances;
@@ -46,7 +46,7 @@ impl Handler for Hooked {
         let (ours, theirs) = scm::pair().map_err(failed)?;
         clone::fork(|| {
             let mut keep = vec![barrier.status_fd(), theirs.as_fd()];
-            keep.extend(made.mounts);
+            keep.extend([made.mounts, made.init].into_iter().flatten());
             if close_others(&keep).is_err() {
                 return 1;
             }
@@ -100,6 +100,17 @@ impl Hooked {
             kind: Kind::Internal,
         })?;
         barrier.wait()?;
+        // Its number may be another's by now, and hooks act on what they find there as the host's root.
+        if made
+            .init
+            .is_some_and(|init| pidfd::has_ended(init).unwrap_or(true))
+        {
+            log(&format!(
+                "{}: the program has ended: poststart hooks are not run",
+                self.name
+            ));
+            return Ok(());
+        }
         let with = Circumstances {
             pid: Some(made.pid),
             mounts: made.mounts,

@@ -32,7 +32,6 @@ use std::time::{Duration, Instant};
 
 use holdfast_sys::exec::Image;
 use oci_spec::runtime::{Hook as OciHook, Hooks as OciHooks, Spec};
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde_json::json;
 
 pub(crate) use ground::{Ground, let_hooks_run};
@@ -47,8 +46,8 @@ const LIMIT: usize = 256;
 const CREATE: Duration = Duration::from_secs(40);
 /// The same for startContainer and poststart: below what the daemon gives a start.
 const START: Duration = Duration::from_secs(25);
-/// The same for poststop: within what the monitor gives a job.
-const STOP: Duration = Duration::from_secs(8);
+/// The same for poststop: within what the monitor gives a job, with the waits for init's end and for the cgroup's.
+const STOP: Duration = Duration::from_secs(5);
 
 /// When a hook runs, in the order of a container's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,18 +207,8 @@ impl Hooks {
 
     /// The container's state as a hook reads it from its standard input: a file that nobody can change.
     fn state(&self, point: Point, pid: Option<i32>) -> Result<OwnedFd> {
-        let what = || "write the state for hooks";
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = memfd_create("holdfast-state", flags).at(what)?;
-        let text = self.state_text(point, pid);
-        let mut rest = text.as_bytes();
-        while !rest.is_empty() {
-            let written = rustix::io::write(&file, rest).at(what)?;
-            rest = &rest[written..];
-        }
-        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
-        fcntl_add_seals(file.as_fd(), seals).at(what)?;
-        Ok(file)
+        holdfast_sys::memfd::sealed("holdfast-state", self.state_text(point, pid).as_bytes())
+            .at(|| "write the state for hooks")
     }
 
     fn state_text(&self, point: Point, pid: Option<i32>) -> String {

@@ -87,6 +87,10 @@ pub(super) fn one(
     let what = || format!("{}: {} hook {path}", hooks.name, hook.point.name());
     let left = until.saturating_duration_since(Instant::now());
     let limit = hook.timeout.map_or(left, |own| own.min(left));
+    if limit.is_zero() {
+        let why = "not run: the hooks before it took all that the hooks of this step may take together";
+        return Err(Fault::new(Kind::Internal, format!("{}: {why}", what())));
+    }
     rustix::fs::seek(state, SeekFrom::Start(0)).at(what)?;
     let (said, words_end) = pipe_with(PipeFlags::CLOEXEC).at(what)?;
     let flags = fcntl_getfl(&said).at(what)?;
