@@ -148,8 +148,10 @@ def nothing_left(c):
         c.api.delete(seen["metadata"]["name"], grace=0 if seen["metadata"].get("deletionTimestamp") else 1)
     for seen in c.api.pods():
         c.api.gone(seen["metadata"]["name"], 90)
-    # The next pods have the same names: what happened to these is not about them.
-    c.api.call("DELETE", "/api/v1/namespaces/default/events")
+    # The next pods have the same names: what happened to these is not about them. All at once are more than a slow API server
+    # deletes within a request's time.
+    while c.api.get("/api/v1/namespaces/default/events?limit=1")["items"]:
+        c.api.call("DELETE", "/api/v1/namespaces/default/events?limit=50")
     # kubelet removes sandboxes of ended pods once a minute.
     deadline = time.monotonic() + patience(100)
     while left := c.left_behind():
