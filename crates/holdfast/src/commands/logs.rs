@@ -101,7 +101,11 @@ impl<O: Write, E: Write> Printer<O, E> {
 
     fn line(&mut self, line: &[u8]) -> io::Result<()> {
         let Some(chunk) = crilog::parse(line) else {
-            // Not in the format; somebody may still want to see it.
+            // Not in the format; somebody may still want to see it, where it stands.
+            if self.last {
+                self.flush()?;
+                self.last = false;
+            }
             self.out.write_all(line)?;
             return self.out.write_all(b"\n");
         };
@@ -173,12 +177,17 @@ mod tests {
             "T stdout F one",
             "T stderr F two",
             "T stderr F three",
-            "T stdout F four",
+            "garbage",
+            "T stderr F four",
+            "T stdout F five",
         ] {
             printer.line(line.as_bytes()).unwrap();
         }
         printer.flush().unwrap();
         let seen = both.0.borrow().clone();
-        assert_eq!(String::from_utf8(seen).unwrap(), "one\ntwo\nthree\nfour\n");
+        assert_eq!(
+            String::from_utf8(seen).unwrap(),
+            "one\ntwo\nthree\ngarbage\nfour\nfive\n"
+        );
     }
 }
