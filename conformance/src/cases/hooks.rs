@@ -74,6 +74,18 @@ fn read(dir: &Path, name: &str) -> String {
     text.trim().to_owned()
 }
 
+/// Waits up to 5 s for what hooks leave; says whether it came.
+async fn until(there: impl Fn() -> bool) -> bool {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while !there() {
+        if tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    true
+}
+
 async fn hooks_of_a_device(c: Arc<Context>) -> anyhow::Result<()> {
     let seen = seen(&c, "hooks-seen")?;
     let points = [
@@ -95,6 +107,8 @@ async fn hooks_of_a_device(c: Arc<Context>) -> anyhow::Result<()> {
     let readonly = c.cri.handler != "crun";
     linux.security_context.get_or_insert_default().readonly_rootfs = readonly;
     let id = pod.start(&config).await?;
+    // With runc, startContainer runs in init beside the answer. A hook's line is the last that it writes.
+    until(|| read(&seen, "order").lines().count() >= 5).await;
     let order = read(&seen, "order");
     let mut order: Vec<&str> = order.lines().collect();
     if !c.cri.handler.is_empty() {
@@ -156,11 +170,10 @@ async fn hooks_of_a_device(c: Arc<Context>) -> anyhow::Result<()> {
     }
     c.cri.stop(&id, 0).await?;
     // Without waiting for the container's removal.
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-    while !read(&seen, "order").contains("poststop") {
-        ensure!(tokio::time::Instant::now() < deadline, "no poststop hook");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    ensure!(
+        until(|| read(&seen, "order").contains("poststop")).await,
+        "no poststop hook"
+    );
     pod.end().await?;
     expect!(
         read(&seen, "order")
