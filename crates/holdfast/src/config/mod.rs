@@ -49,6 +49,21 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
     use super::*;
 
+    /// The package's scripts find the socket by this line (manifests/deb/prerm, postinst).
+    #[test]
+    fn the_socket_has_a_line_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, "state = \"/run/x\"\n").unwrap();
+        let (raw, origins) = load(Some(&path)).unwrap();
+        let text = format!("{:#?}", Config::new(raw, &origins, Overrides::default()).unwrap());
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("    listen: "))
+            .collect::<Vec<_>>();
+        assert_eq!(lines, ["    listen: \"/run/x/holdfast.sock\","]);
+    }
+
     /// The page names every key, and the values that it shows are the defaults.
     #[test]
     fn the_documentation_is_true() {
