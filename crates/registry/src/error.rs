@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -125,6 +126,10 @@ pub enum Fault {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "{name} is {address}, which is in this machine or where clouds keep their metadata services; a registry elsewhere may not name it"
+    )]
+    IntoMachine { name: String, address: IpAddr },
     #[error("proxy {proxy}: {reason}")]
     Proxy { proxy: String, reason: String },
     /// Reset, closed early, or not HTTP.

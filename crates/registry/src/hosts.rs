@@ -16,7 +16,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::error::Error;
 use crate::tls::{Tls, TlsFiles};
-use crate::transport::{is_link_local, is_loopback};
+use crate::transport::{is_loopback, is_written_into_machine};
 
 const FILE: &str = "hosts.toml";
 const DEFAULT_DIR: &str = "_default";
@@ -66,9 +66,10 @@ impl Origin {
         is_loopback(self.host())
     }
 
-    /// Whether a registry elsewhere has no business to name it: loopback, or where clouds keep their metadata services.
+    /// Whether a registry elsewhere has no business to name it: loopback, or where clouds keep their metadata services. What a
+    /// name leads to is seen only when it is connected to.
     pub fn is_into_machine(&self) -> bool {
-        self.is_loopback() || is_link_local(self.host())
+        is_written_into_machine(self.host())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::{Fault, Quote};
 use crate::hosts::{Endpoint, Entry, Origin};
 use crate::text::percent_encode;
 use crate::tls::TlsFiles;
-use crate::token::{self, Grant, Key, TokenCache};
+use crate::token::{self, Challenged, Grant, Key, TokenCache};
 use crate::transport::{Pool, Response, Route};
 
 /// Of an error's body, before it is cut for the message.
@@ -99,6 +99,7 @@ impl Session {
                 return Ok(response);
             }
             let challenges = challenge::read(&response.headers);
+            let in_machine = response.in_machine;
             let is_challenge = response.status == StatusCode::UNAUTHORIZED && !foreign;
             let mut secrets = secret.strings();
             secrets.extend(
@@ -123,7 +124,12 @@ impl Session {
                 Some(newer) => header = Some(newer.header.clone()),
                 None => {
                     *grant = None;
-                    let new: Option<Grant> = token::obtain(self, endpoint, &challenges, secret).await?;
+                    let challenged = Challenged {
+                        endpoint,
+                        challenges: &challenges,
+                        in_machine,
+                    };
+                    let new: Option<Grant> = token::obtain(self, &challenged, secret).await?;
                     let Some(new) = new else { return Err(fault) };
                     header = Some(new.header.clone());
                     *grant = Some(new);
@@ -166,9 +172,10 @@ impl Session {
         if let Some(value) = authorization {
             private.insert(AUTHORIZATION, value.clone());
         }
-        let route = |tls: &Arc<rustls::ClientConfig>| Route {
+        let route = |tls: &Arc<rustls::ClientConfig>, into_machine| Route {
             tls: tls.clone(),
             connect: endpoint.connect,
+            into_machine,
         };
         Ok(Hop {
             method: ask.method.clone(),
@@ -177,8 +184,8 @@ impl Session {
             private,
             body: Bytes::new(),
             home: endpoint.origin.clone(),
-            own: route(&endpoint.tls.own),
-            foreign: route(&endpoint.tls.redirect),
+            own: route(&endpoint.tls.own, true),
+            foreign: route(&endpoint.tls.redirect, false),
         })
     }
 
@@ -186,6 +193,8 @@ impl Session {
     pub async fn follow(&self, hop: Hop) -> Result<(Response, bool), Fault> {
         let mut uri = hop.uri.clone();
         let mut foreign = false;
+        // Who is in this machine may point into it.
+        let mut from_machine = false;
         for _ in 0..=self.limits.redirects {
             let mut request = Request::new(Full::new(hop.body.clone()));
             *request.method_mut() = hop.method.clone();
@@ -205,8 +214,10 @@ impl Session {
                     request.headers_mut().append(name.clone(), value.clone());
                 }
             }
-            let route = if foreign { &hop.foreign } else { &hop.own };
-            let response = self.pool.send(route, request, self.limits.response).await?;
+            let mut route = if foreign { &hop.foreign } else { &hop.own }.clone();
+            route.into_machine |= from_machine;
+            let response = self.pool.send(&route, request, self.limits.response).await?;
+            from_machine = response.in_machine;
             let redirected = matches!(response.status.as_u16(), 301 | 302 | 303 | 307 | 308);
             if !redirected {
                 return Ok((response, foreign));
@@ -358,6 +369,7 @@ mod tests {
                 "into this machine",
             ),
             ("https://r.io/", "https://[fe80::1]/", "into this machine"),
+            ("https://r.io/", "https://[fd00:ec2::254]/", "into this machine"),
         ] {
             assert!(
                 check_redirect(&uri(from), &uri(to)).unwrap_err().contains(part),

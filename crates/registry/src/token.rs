@@ -77,13 +77,23 @@ impl TokenCache {
     }
 }
 
+/// A request that a host did not answer without a token.
+pub(crate) struct Challenged<'a> {
+    pub endpoint: &'a Endpoint,
+    pub challenges: &'a [Challenge],
+    /// Its address is in this machine.
+    pub in_machine: bool,
+}
+
 /// The header that answers the challenges, or `None` if the secret cannot answer any of them.
 pub(crate) async fn obtain(
     session: &Session,
-    endpoint: &Endpoint,
-    challenges: &[Challenge],
+    challenged: &Challenged<'_>,
     secret: &Secret,
 ) -> Result<Option<Grant>, Fault> {
+    let Challenged {
+        endpoint, challenges, ..
+    } = *challenged;
     let bearer = challenges.iter().find_map(|c| match c {
         Challenge::Bearer {
             realm,
@@ -104,6 +114,7 @@ pub(crate) async fn obtain(
         let service = Service {
             session,
             endpoint,
+            in_machine: challenged.in_machine,
             realm: parse_realm(&endpoint.origin, realm, secret)?,
             service: service.as_deref(),
             scope,
@@ -153,7 +164,7 @@ fn parse_realm(registry: &Origin, realm: &str, secret: &Secret) -> Result<Uri, F
     }
     if origin.is_into_machine() && !registry.is_into_machine() {
         return Err(refuse(
-            "which is a link-local address, where clouds keep their metadata services",
+            "which is link-local or an address of clouds' metadata services",
         ));
     }
     if !origin.https && !both_loopback {
@@ -177,6 +188,7 @@ fn shown(realm: &str) -> String {
 struct Service<'a> {
     session: &'a Session,
     endpoint: &'a Endpoint,
+    in_machine: bool,
     realm: Uri,
     service: Option<&'a str>,
     scope: String,
@@ -289,10 +301,12 @@ impl Service<'_> {
         let own = Route {
             tls: if same { tls.own.clone() } else { tls.realm.clone() },
             connect: self.endpoint.connect,
+            into_machine: same || self.in_machine,
         };
         let foreign = Route {
             tls: tls.realm.clone(),
             connect: self.endpoint.connect,
+            into_machine: false,
         };
         let hop = Hop {
             method,
@@ -391,6 +405,7 @@ mod tests {
             ("http://169.254.169.254/latest", "link-local"),
             ("https://[fe80::1]/t", "link-local"),
             ("http://[::ffff:169.254.169.254]/latest", "link-local"),
+            ("http://[fd00:ec2::254]/latest", "metadata"),
         ] {
             let refused = parse_realm(&elsewhere, realm, &Secret::None)
                 .unwrap_err()

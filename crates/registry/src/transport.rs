@@ -7,7 +7,7 @@
 mod dial;
 
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -40,6 +40,8 @@ type Connection = http1::Connection<TokioIo<Stream>, Full<Bytes>>;
 pub(crate) struct Route {
     pub tls: Arc<rustls::ClientConfig>,
     pub connect: Duration,
+    /// Whether the name may lead into this machine ([`is_into_machine`]).
+    pub into_machine: bool,
 }
 
 pub(crate) struct Response {
@@ -48,6 +50,8 @@ pub(crate) struct Response {
     pub body: Body,
     /// Scheme, host and port that answered.
     pub host: String,
+    /// Its address, and not only its name, is in this machine.
+    pub in_machine: bool,
 }
 
 /// The connections of one pull.
@@ -62,12 +66,14 @@ pub(crate) struct Pool {
 struct Key {
     target: String,
     tls: usize,
+    into_machine: bool,
 }
 
 struct Conn {
     sender: SendRequest<Full<Bytes>>,
     /// `None` once the connection is done; its last response may still have bytes to give.
     io: Option<Pin<Box<Connection>>>,
+    in_machine: bool,
 }
 
 impl Pool {
@@ -124,6 +130,7 @@ impl Pool {
         let key = Key {
             target: host.clone(),
             tls: Arc::as_ptr(&route.tls) as usize,
+            into_machine: route.into_machine,
         };
         loop {
             let reused = self.take(&key);
@@ -135,6 +142,7 @@ impl Pool {
             match tokio::time::timeout(wait, conn.exchange(request.clone())).await {
                 Ok(Ok(response)) => {
                     let (head, incoming) = response.into_parts();
+                    let in_machine = conn.in_machine;
                     let body = Body {
                         incoming,
                         conn: Some(conn),
@@ -148,6 +156,7 @@ impl Pool {
                         headers: head.headers,
                         body,
                         host,
+                        in_machine,
                     });
                 }
                 // The other side may close an idle connection at any time; only a new one says something about the host.
@@ -165,7 +174,7 @@ impl Pool {
     }
 
     async fn dial(&self, route: &Route, uri: &Uri) -> Result<Conn, Fault> {
-        let stream = dial::open(route, &self.proxy, uri).await?;
+        let (stream, in_machine) = dial::open(route, &self.proxy, uri).await?;
         let mut builder = http1::Builder::new();
         builder.max_buf_size(READ_BUFFER).max_headers(MAX_HEADERS);
         let handshake = builder.handshake(TokioIo::new(stream)).await;
@@ -177,6 +186,7 @@ impl Pool {
         Ok(Conn {
             sender,
             io: Some(Box::pin(io)),
+            in_machine,
         })
     }
 
@@ -196,7 +206,7 @@ impl Pool {
 
 impl Conn {
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<http::Response<Incoming>> {
-        let Self { sender, io } = self;
+        let Self { sender, io, .. } = self;
         let mut response = pin!(sender.send_request(request));
         poll_fn(|cx| {
             if let Poll::Ready(done) = response.as_mut().poll(cx) {
@@ -350,14 +360,29 @@ pub(crate) fn is_loopback(host: &str) -> bool {
     bare.eq_ignore_ascii_case("localhost") || address(bare).is_some_and(|ip| ip.is_loopback())
 }
 
-/// Where clouds keep their metadata services, and the addresses that mean "here" without being loopback.
-pub(crate) fn is_link_local(host: &str) -> bool {
-    match address(host) {
-        Some(IpAddr::V4(ip)) => ip.is_link_local() || ip.is_unspecified(),
-        Some(IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unspecified(),
-        None => false,
+/// Whether a host is written as an address that [`is_into_machine`].
+pub(crate) fn is_written_into_machine(host: &str) -> bool {
+    is_loopback(host) || address(host).is_some_and(is_into_machine)
+}
+
+/// Whether an address is this machine's alone, or one where clouds keep their metadata services: what a registry elsewhere has
+/// no business to name.
+pub(crate) fn is_into_machine(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || METADATA_V4.contains(&ip)
+        }
+        IpAddr::V6(ip) => {
+            let aws = ip.segments()[..2] == [0xfd00, 0x0ec2];
+            ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified() || aws || ip == METADATA_GCE
+        }
     }
 }
+
+/// Those that are not link-local: Azure's wire server, Alibaba Cloud. AWS has fd00:ec2::254, ::23 and more of that net.
+const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200)];
+/// Google Compute Engine.
+const METADATA_GCE: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
 
 /// An address as the kernel takes it: one of IPv4 that is written as IPv6 (`::ffff:127.0.0.1`) is the one of IPv4.
 fn address(host: &str) -> Option<IpAddr> {

@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::error::Fault;
 use crate::proxy::{Proxy, Target};
-use crate::transport::Route;
+use crate::transport::{Route, is_into_machine};
 
 /// A second address is tried when the first has not answered for this long (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
@@ -32,8 +32,9 @@ pub(super) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// Opens a connection for `uri` within the route's time.
-pub(super) async fn open(route: &Route, proxy: &Proxy, uri: &Uri) -> Result<Stream, Fault> {
+/// Opens a connection for `uri` within the route's time. Says whether it leads into this machine; through a proxy nobody knows,
+/// and it is the proxy's to refuse.
+pub(super) async fn open(route: &Route, proxy: &Proxy, uri: &Uri) -> Result<(Stream, bool), Fault> {
     let secure = uri.scheme() == Some(&Scheme::HTTPS);
     let name = uri.host().unwrap_or("").to_owned();
     let own = format!(
@@ -43,13 +44,14 @@ pub(super) async fn open(route: &Route, proxy: &Proxy, uri: &Uri) -> Result<Stre
     let proxy = proxy.select(uri);
     let address = proxy.map_or(own.as_str(), |p| p.address.as_str()).to_owned();
     let dial = async {
-        let tcp = connect(&address).await?;
+        let tcp = connect(&address, route.into_machine || proxy.is_some()).await?;
+        let in_machine = proxy.is_none() && tcp.peer_addr().is_ok_and(|peer| is_into_machine(peer.ip()));
         let tcp = match proxy {
             Some(proxy) if secure => tunnel(tcp, proxy, &own).await?,
             _ => tcp,
         };
         if !secure {
-            return Ok(Stream::Plain(tcp));
+            return Ok((Stream::Plain(tcp), in_machine));
         }
         let bare = name.trim_start_matches('[').trim_end_matches(']').to_owned();
         let server = ServerName::try_from(bare).map_err(|_| Fault::Tls {
@@ -59,7 +61,7 @@ pub(super) async fn open(route: &Route, proxy: &Proxy, uri: &Uri) -> Result<Stre
         })?;
         let stream = TlsConnector::from(route.tls.clone()).connect(server, tcp).await;
         stream
-            .map(|s| Stream::Tls(Box::new(s)))
+            .map(|s| (Stream::Tls(Box::new(s)), in_machine))
             .map_err(|source| Fault::Tls {
                 name: own.clone(),
                 hint: hint(&source),
@@ -85,16 +87,25 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Connects to the first address that answers, each with a short head start before the next.
-async fn connect(address: &str) -> Result<TcpStream, Fault> {
+/// Connects to the first address that answers, each with a short head start before the next. Addresses in this machine are left
+/// out unless they may be among them: the answer counts, whatever the name looks like (`127.1`, `2130706433`, one in the DNS).
+async fn connect(address: &str, into_machine: bool) -> Result<TcpStream, Fault> {
     let found = tokio::net::lookup_host(address).await;
-    let addresses: Vec<SocketAddr> = found
+    let mut addresses: Vec<SocketAddr> = found
         .map_err(|source| Fault::Dns {
             name: address.to_owned(),
             source,
         })?
         .take(MAX_ADDRESSES)
         .collect();
+    let first = addresses.first().copied();
+    addresses.retain(|found| into_machine || !is_into_machine(found.ip()));
+    if let (Some(refused), true) = (first, addresses.is_empty()) {
+        return Err(Fault::IntoMachine {
+            name: address.to_owned(),
+            address: refused.ip(),
+        });
+    }
     let mut running = FuturesUnordered::new();
     let mut waiting = addresses.into_iter();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -193,5 +204,35 @@ impl AsyncWrite for Stream {
             Self::Plain(s) => Pin::new(s).poll_shutdown(cx),
             Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_name_leads_to_counts_and_not_how_it_is_written() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in [
+            "localhost",
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f.1",
+            "0",
+            "[::ffff:127.0.0.1]",
+            "[fd00:ec2::254]",
+            "169.254.43518",
+        ] {
+            let refused = connect(&format!("{host}:{port}"), false).await.map(drop);
+            assert!(
+                matches!(refused, Err(Fault::IntoMachine { .. })),
+                "{host}: {refused:?}"
+            );
+        }
+        connect(&format!("127.1:{port}"), true).await.unwrap();
     }
 }

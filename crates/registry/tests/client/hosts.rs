@@ -347,3 +347,51 @@ async fn proxies() {
     );
     assert!(error.contains(&wanted) && !error.contains("s3cret"), "{error}");
 }
+
+/// A registry that is elsewhere, behind a proxy, which answers for it; what is called like loopback is reached directly.
+async fn elsewhere(answer: impl Fn() -> Reply + Send + Sync + 'static) -> String {
+    let proxy = Server::start(move |_| answer()).await;
+    let dir = tempfile::tempdir().unwrap();
+    put_hosts(dir.path(), "plain.example", "server = \"http://plain.example\"");
+    let client = Client::new(Config {
+        certs_d: vec![dir.path().into()],
+        proxy: Proxy::new(Some(&proxy.url()), None, Some("127.1,2130706433")).unwrap(),
+        ..Config::default()
+    });
+    let reference = Reference::parse("plain.example/team/app:1").unwrap();
+    let pull = client.pull(&reference, None).await.unwrap();
+    pull.resolve(&platform()).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn a_registry_elsewhere_cannot_point_into_this_machine_by_any_name() {
+    let inner = Server::start(|_| Reply::new(200, r#"{"token":"t"}"#)).await;
+    let port = inner.address.port();
+    let error = elsewhere(move || Reply::redirect(&format!("http://127.1:{port}/"))).await;
+    assert!(
+        error.contains(&format!("127.1:{port} is 127.0.0.1, which is in this machine")),
+        "{error}"
+    );
+    let realm = format!("Bearer realm=\"http://2130706433:{port}/token\"");
+    let error = elsewhere(move || Reply::challenge(&realm)).await;
+    assert!(
+        error.contains(&format!(
+            "2130706433:{port} is 127.0.0.1, which is in this machine"
+        )),
+        "{error}"
+    );
+    assert!(inner.seen().is_empty());
+    // One that is in this machine itself may.
+    let image = Image::new(10);
+    let copy = image.clone();
+    let blobs = Server::start(move |seen| copy.serve(seen)).await;
+    let to = blobs.address.port();
+    let registry =
+        Server::start(move |seen| Reply::redirect(&format!("http://127.1:{to}{}", seen.path))).await;
+    let pull = client(None)
+        .pull(&registry.reference("team/app:1"), None)
+        .await
+        .unwrap();
+    let resolved = pull.resolve(&platform()).await.unwrap();
+    assert_eq!(all(&pull, &resolved).await.unwrap(), image.layer);
+}
