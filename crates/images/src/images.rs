@@ -18,7 +18,8 @@ use crate::{Config, Error, FsInfo, Image, ImageId, Result, archive, inflight, me
 
 /// The images and snapshots below one root directory. Cheap to clone; one process at a time can have a root open.
 ///
-/// Methods that are not `async` answer from memory (`read_file`: from layers) and take no lock that disk work holds.
+/// Methods that are not `async` take no lock that disk work holds, and answer from memory; but `prepare` makes directories,
+/// `read_file` reads layers, and `layer_use` asks the file system, which may ask its disk.
 #[derive(Debug, Clone)]
 pub struct Images {
     shared: Arc<Shared>,
@@ -59,7 +60,7 @@ impl Images {
         for (key, layers) in snapshots.layers() {
             state.hold_snapshot(&key, layers);
         }
-        let projects = Projects::open(&places.snapshots, &places.tmp, &snapshots.keys());
+        let projects = Projects::open(&places.snapshots, &snapshots.keys());
         let slots = Arc::new(Semaphore::new(config.all_layers.max(1)));
         let shared = Shared {
             config,

@@ -78,8 +78,8 @@ struct Known {
 
 impl Projects {
     /// Finds out what the file system of `snapshots` does, and which ids the snapshots `keys` have.
-    pub fn open(snapshots: &Path, scratch: &Path, keys: &[String]) -> Self {
-        let accounting = try_it(scratch);
+    pub fn open(snapshots: &Path, keys: &[String]) -> Self {
+        let accounting = try_it(snapshots);
         match &accounting {
             Accounting::ProjectQuota => tracing::info!("writable layers: measured by project quota"),
             Accounting::Walk { reason } => {
@@ -232,6 +232,20 @@ impl Known {
     }
 }
 
+/// Draws until an id is free, up to [`DRAWS`] times.
+fn find(
+    mut draw: impl FnMut() -> std::io::Result<u32>,
+    mut unused: impl FnMut(u32) -> std::io::Result<bool>,
+) -> std::io::Result<Option<u32>> {
+    for _ in 0..DRAWS {
+        let id = draw()?;
+        if unused(id)? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
+}
+
 fn ours(id: u32) -> bool {
     (FIRST..FIRST + COUNT).contains(&id)
 }
@@ -260,7 +274,7 @@ fn take_back(dir: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether the file system of `dir` accounts for projects, by trying it in a directory made there and removed again.
+/// Whether the file system of `dir` accounts for projects, by trying it in a hidden directory made there and removed again.
 #[must_use]
 pub fn try_it(dir: &Path) -> Accounting {
     match Probe::make(dir).and_then(|probe| probe.run()) {
@@ -275,7 +289,7 @@ impl Probe {
     fn make(dir: &Path) -> Result<Self, String> {
         let failed = |e: std::io::Error| format!("cannot try it in {}: {e}", dir.display());
         let id = random_id().map_err(failed)?;
-        let path = dir.join(format!("holdfast-probe-{}-{id:x}", std::process::id()));
+        let path = dir.join(format!(".holdfast-probe-{}-{id:x}", std::process::id()));
         std::fs::create_dir(&path).map_err(failed)?;
         Ok(Self(path))
     }
@@ -283,16 +297,16 @@ impl Probe {
     fn run(&self) -> Result<(), String> {
         let failed = |e: std::io::Error| format!("cannot try it in {}: {e}", self.0.display());
         let dir = rustix::fs::open(&self.0, DIRECTORY, Mode::empty()).map_err(|e| failed(e.into()))?;
-        let id = random_id().map_err(failed)?;
         match project::get(&dir) {
             Ok(0) => {}
             Ok(id) => return Err(format!("the directory belongs to project {id} of somebody else")),
             Err(e) => return Err(format!("the file system has no project ids ({e})")),
         }
         let none = |e: std::io::Error| format!("the file system keeps no accounts of projects ({e})");
-        if !project::account(&dir, id).map_err(none)?.unused() {
-            return Err(format!("project {id}, drawn for a trial, is in use"));
-        }
+        let unused = |id| project::account(&dir, id).map(|account| account.unused());
+        let id = find(random_id, unused)
+            .map_err(none)?
+            .ok_or_else(|| format!("{DRAWS} project ids that were drawn for a trial are all in use"))?;
         project::set(&dir, id).map_err(|e| format!("the file system takes no project id ({e})"))?;
         std::fs::write(self.0.join("file"), PROBE).map_err(failed)?;
         let found = project::account(&dir, id).map_err(none)?;
@@ -354,8 +368,17 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_draws_again_where_an_id_is_in_use() {
+        let mut ids = 0..;
+        let mut next = || ids.next().ok_or_else(|| std::io::Error::other("no more"));
+        assert_eq!(find(&mut next, |id| Ok(id == 5)).unwrap(), Some(5));
+        assert_eq!(find(&mut next, |_| Ok(false)).unwrap(), None, "it ends");
+        assert!(find(&mut next, |_| Err(std::io::Error::other("none"))).is_err());
+    }
+
+    #[test]
     fn a_file_system_without_says_what_it_lacks_and_is_left_as_it_was() {
-        let projects = Projects::open(Path::new("/proc"), Path::new("/proc"), &["a".to_owned()]);
+        let projects = Projects::open(Path::new("/proc"), &["a".to_owned()]);
         assert!(matches!(projects.accounting(), Accounting::Walk { reason } if reason.contains("/proc")));
         assert_eq!(projects.used("a"), None);
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();

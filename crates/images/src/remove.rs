@@ -27,6 +27,25 @@ pub(crate) fn tree(path: &Path, scratch: &Path) -> std::io::Result<()> {
     )?)
 }
 
+/// Removes a directory; what lies very deep in it is moved into itself first, not out of it. Succeeds if there is nothing.
+pub(crate) fn in_itself(path: &Path) -> std::io::Result<()> {
+    let dir = match rustix::fs::open(path, DIRECTORY, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        opened => opened?,
+    };
+    let mut names = Vec::new();
+    for child in Dir::read_from(&dir)? {
+        let name = child?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    for name in &names {
+        entry(dir.as_fd(), name, dir.as_fd())?;
+    }
+    std::fs::remove_dir(path)
+}
+
 /// Removes the entry `name` of `parent`, of whatever type.
 pub(crate) fn entry(
     parent: BorrowedFd<'_>,
@@ -123,5 +142,17 @@ mod tests {
         assert!(!top.exists());
         assert!(outside.exists());
         assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_tree_is_removed_without_leaving_its_own_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        std::fs::create_dir_all(top.join("upper").join("d/".repeat(100))).unwrap();
+        std::fs::create_dir_all(top.join("work").join("e/".repeat(100))).unwrap();
+        std::fs::write(top.join("file"), "x").unwrap();
+        in_itself(&top).unwrap();
+        in_itself(&top).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -81,8 +81,16 @@ impl Snapshots {
             std::fs::read_dir(&places.snapshots).map_err(|e| Error::io("list", &places.snapshots, e))?;
         for entry in listed {
             let entry = entry.map_err(|e| Error::io("list", &places.snapshots, e))?;
-            if let Ok(name) = entry.file_name().into_string() {
-                known.entry(name).or_insert(None);
+            match entry.file_name().into_string() {
+                // No key: what a trial of the file system left that was cut off.
+                Ok(name) if name.starts_with('.') => {
+                    let path = entry.path();
+                    remove::tree(&path, &places.snapshots).map_err(|e| Error::io("remove", path, e))?;
+                }
+                Ok(name) => {
+                    known.entry(name).or_insert(None);
+                }
+                Err(_) => {}
             }
         }
         Ok(Self {
@@ -200,8 +208,14 @@ pub(crate) fn discard(shared: &Shared, key: &str) -> Result<bool> {
     // Out of the way in one step, so that a crash in the middle leaves nothing that looks like a snapshot.
     let aside = shared.places.aside();
     match std::fs::rename(&dir, &aside) {
-        Ok(()) => remove::tree(&aside, &shared.places.tmp).map_err(|e| Error::io("remove", &aside, e))?,
+        // With itself as the scratch directory: the other may be of a project that takes nothing of this one.
+        Ok(()) => remove::in_itself(&aside).map_err(|e| Error::io("remove", &aside, e))?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        // An administrator's project is on the images and not on the snapshots, or a mount is between them. The record is still
+        // there: after a crash the rest is removed by it.
+        Err(e) if e.kind() == std::io::ErrorKind::CrossesDevices => {
+            remove::in_itself(&dir).map_err(|e| Error::io("remove", &dir, e))?;
+        }
         Err(e) => return Err(Error::io("move aside", dir, e)),
     }
     shared.projects.release(key);

@@ -588,3 +588,42 @@ async fn snapshots_look_like_the_root_of_their_image() {
     assert!(matches!(made, Err(Error::NotFound { .. })));
     assert_eq!(root.images.snapshots().len(), 2);
 }
+
+/// What a rename between directories of two projects gets, and between two mounts, which every kernel has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_discarded_where_nothing_can_be_moved_to_the_images() {
+    use nix::mount::{MsFlags, mount, umount2};
+    let root = Root::new();
+    let id = root.load(&[layer("x")]).await.unwrap();
+    let snapshot = root
+        .images
+        .prepare("pod", &id, &holdfast_images::PrepareOptions::default())
+        .unwrap();
+    // Deeper than directories are held open.
+    std::fs::create_dir_all(snapshot.upper.join("d/".repeat(100))).unwrap();
+    std::fs::write(snapshot.upper.join("file"), "x").unwrap();
+    let tmp = root.dir.path().join("images/tmp");
+    mount(Some(&tmp), &tmp, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    let moved = std::fs::rename(snapshot.upper.join("file"), tmp.join("file")).unwrap_err();
+    let discarded = root.images.discard("pod").await;
+    umount2(&tmp, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(moved.kind(), std::io::ErrorKind::CrossesDevices);
+    discarded.unwrap();
+    assert!(root.images.snapshots().is_empty());
+    assert_eq!(
+        std::fs::read_dir(root.dir.path().join("snapshots"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_trial_left_is_no_snapshot() {
+    let root = Root::new();
+    let left = root.dir.path().join("snapshots/.holdfast-probe-1-1");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(left.join("file"), "x").unwrap();
+    let root = root.reopen();
+    assert!(root.images.snapshots().is_empty() && !left.exists());
+}

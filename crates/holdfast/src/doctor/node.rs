@@ -132,7 +132,8 @@ fn space(config: &Config) -> Finding {
 
 fn layers(config: &Config) -> Finding {
     const CHECK: &str = "writable layers";
-    match holdfast_images::try_accounting(existing(&config.root)) {
+    // Where the daemon tries it: another directory may be of an administrator's project.
+    match holdfast_images::try_accounting(existing(&config.root.join("snapshots"))) {
         Accounting::ProjectQuota => Finding::ok(
             CHECK,
             "measured by project quota, at the moment they are asked for",
