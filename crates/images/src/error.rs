@@ -247,6 +247,18 @@ impl Error {
 }
 
 impl UnpackError {
+    /// Whether other bytes may do better, on the same machine.
+    pub(crate) fn is_of_its_bytes(&self) -> bool {
+        match self {
+            Self::Tar(_)
+            | Self::Compression { .. }
+            | Self::Entry { .. }
+            | Self::Limit { .. }
+            | Self::Mismatch { .. } => true,
+            Self::DiskFull { .. } | Self::Io { .. } | Self::Interrupted => false,
+        }
+    }
+
     pub(crate) fn entry(path: &[u8], reason: impl Into<String>) -> Self {
         Self::Entry {
             path: show(path),

@@ -49,14 +49,30 @@ pub(crate) struct Job {
     pub limits: Limits,
 }
 
-/// Bytes that are still fetched of a layer that is refused, to tell wrong bytes from a wrong image.
+/// Bytes that are still fetched of a layer that is refused, to tell wrong bytes from a wrong image. Where more are missing
+/// another host is asked, if there is one.
 const DIAGNOSE: u64 = 32 << 20;
+
+/// Why a layer was not unpacked.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub error: UnpackError,
+    /// Its blob is the one that was asked for, or nobody said which that is.
+    pub right: bool,
+}
+
+impl From<UnpackError> for Refused {
+    /// For what says nothing about the blob.
+    fn from(error: UnpackError) -> Self {
+        Self { error, right: true }
+    }
+}
 
 /// Chunks of a blob. A source that fails just ends: whoever feeds it keeps the error.
 pub(crate) type Chunks = mpsc::Receiver<Bytes>;
 
 /// Unpacks a layer. Blocks as long as its source takes, and starts one more thread.
-pub(crate) fn run(job: Job, chunks: Chunks) -> Outcome<Unpacked> {
+pub(crate) fn run(job: Job, chunks: Chunks) -> Result<Unpacked, Refused> {
     let job = Arc::new(job);
     let (full, filled) = sync_channel::<Vec<u8>>(BUFFERS);
     let (give_back, free) = sync_channel::<Vec<u8>>(BUFFERS + 2);
@@ -75,15 +91,26 @@ pub(crate) fn run(job: Job, chunks: Chunks) -> Outcome<Unpacked> {
     drop(full);
     let unpacked = unpacking.join().unwrap_or(Err(UnpackError::Interrupted));
     match (inflated, unpacked) {
-        (Ok(()), unpacked) => unpacked,
+        (Ok(()), unpacked) => unpacked.map_err(Refused::from),
         // Inflating stopped because unpacking did.
-        (Err(UnpackError::Interrupted), Err(e)) => Err(e),
-        (Err(e), _) => Err(e),
+        (
+            Err(Refused {
+                error: UnpackError::Interrupted,
+                right,
+            }),
+            Err(error),
+        ) => Err(Refused { error, right }),
+        (Err(refused), _) => Err(refused),
     }
 }
 
 /// First half: checks the digest of the blob and gives its inflated bytes.
-fn inflate(job: &Job, chunks: Chunks, full: &SyncSender<Vec<u8>>, free: &Receiver<Vec<u8>>) -> Outcome<()> {
+fn inflate(
+    job: &Job,
+    chunks: Chunks,
+    full: &SyncSender<Vec<u8>>,
+    free: &Receiver<Vec<u8>>,
+) -> Result<(), Refused> {
     let source = ChunkReader {
         chunks,
         chunk: Bytes::new(),
@@ -117,13 +144,15 @@ fn inflate(job: &Job, chunks: Chunks, full: &SyncSender<Vec<u8>>, free: &Receive
         Format::Plain => give("plain", &mut source),
     };
     match given {
-        Ok(()) => source.finish(u64::MAX),
-        Err(e @ UnpackError::Limit { .. }) => Err(e),
+        Ok(()) => Ok(source.finish(u64::MAX)?),
         // Damage is most often bytes that are not the ones asked for; then the digest says more than the decoder.
-        Err(e) => match source.finish(DIAGNOSE) {
-            Err(mismatch @ UnpackError::Mismatch { .. }) => Err(mismatch),
-            _ => Err(e),
-        },
+        Err(error) => Err(match source.finish(DIAGNOSE) {
+            Err(mismatch @ UnpackError::Mismatch { .. }) => mismatch.into(),
+            known => Refused {
+                error,
+                right: known.is_ok(),
+            },
+        }),
     }
 }
 

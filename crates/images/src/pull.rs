@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use holdfast_registry::{Auth, Descriptor, Digest, Platform, Pull, Verify};
+use holdfast_registry::{Auth, Descriptor, Digest, Platform, Pull};
 use tokio::sync::watch;
 
 use crate::bring::{self, Feed};
@@ -84,7 +84,7 @@ fn feed(pull: Pull) -> Feed {
         let pull = pull.clone();
         Box::pin(async move {
             let Some(layer) = layer else { return Ok(None) };
-            let mut blob = pull.blob(&layer, Verify::Consumer).await?;
+            let mut blob = pull.blob(&layer).await?;
             while let Some(chunk) = blob.chunk().await? {
                 // Closed only when the other side has failed, and that says why.
                 if chunks.send(chunk).await.is_err() {

@@ -529,6 +529,39 @@ async fn documents_that_are_too_much_are_refused_early() {
     let schema1 = br#"{"schemaVersion": 1, "name": "app", "fsLayers": []}"#;
     registry.manifest(
         "app",
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_left_for_damage_long_before_the_end() {
+    let (mirror, registry) = (Registry::start(), Registry::start());
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]",
+        registry.address, mirror.address
+    );
+    let root = Root::behind("images.example", &hosts);
+    // More than is read on for a digest.
+    let built = build(
+        &[Tar::default().file("large", &vec![7; 40 << 20]).end()],
+        Pack::Plain,
+    );
+    mirror.push("app", "1", &built);
+    registry.push("app", "1", &built);
+    let wrong = built.layers[0].as_str();
+    mirror.tamper(wrong, vec![b'x'; built.blobs[wrong].len()]);
+    let pulled = root.pull("images.example/app:1").await;
+    assert_eq!(pulled.unwrap_or_else(|e| panic!("{}", chain(&e))), built.id());
+    assert_eq!((mirror.asked(wrong), registry.asked(wrong)), (1, 1));
+    // Where there is no other it is not asked twice, and what was wrong with the bytes is told.
+    let alone = Root::new();
+    let error = alone.pull(&mirror.reference("app:1")).await.unwrap_err();
+    let text = chain(&error);
+    assert!(
+        text.contains(wrong) && text.contains("archive is malformed"),
+        "{text}"
+    );
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert_eq!(mirror.asked(wrong), 2);
+    alone.assert_empty().await;
+}
+
         "old",
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
         schema1,

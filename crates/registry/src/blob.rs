@@ -1,5 +1,5 @@
 //! A blob as a stream that survives: resumed by range after a break, moved to the next host if one gives up, and
-//! checked for size and digest.
+//! checked for its size. Whoever reads it hashes it, and says so here if it was the wrong one.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 use http::{Method, StatusCode};
 
 use crate::client::{Capability, Pull};
-use crate::digest::{Digest, DigestMismatch, Verifier};
+use crate::digest::{Digest, DigestMismatch};
 use crate::error::{Error, Fault};
 use crate::manifest::Descriptor;
 use crate::request::Ask;
@@ -19,22 +19,30 @@ const WORTHWHILE: u64 = 1 << 20;
 /// Breaks of one blob in all, however much came between them.
 const MAX_BREAKS: u32 = 64;
 
-/// Who hashes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verify {
-    /// [`Blob::chunk`] does, on the caller's task; the end of the stream then means that the digest was right.
-    Here,
-    /// The caller does, with [`Digest::verifier`], on a thread of its own. Only the size is checked here.
-    Consumer,
+/// What was wrong with a blob that came whole, or as far as anybody read it.
+#[derive(Debug, Clone)]
+pub(crate) enum Wrong {
+    Digest(DigestMismatch),
+    /// In the words of who could not use it.
+    Unusable(String),
 }
 
-/// A blob being read. Nothing that it gave is to be trusted before [`Blob::chunk`] gave `None`.
+impl Wrong {
+    pub fn fault(self, what: String) -> Fault {
+        match self {
+            Self::Digest(mismatch) => Fault::Mismatch { what, mismatch },
+            Self::Unusable(reason) => Fault::Unusable { what, reason },
+        }
+    }
+}
+
+/// A blob being read. Nothing that it gave is to be trusted before [`Blob::chunk`] gave `None` and the digest of all of it
+/// ([`Digest::verifier`]) was right.
 pub struct Blob {
     pull: Pull,
     digest: Digest,
     size: u64,
     position: u64,
-    verifier: Option<Verifier>,
     hosts: Vec<(usize, u32)>,
     /// Which of `hosts` is being read.
     host: usize,
@@ -55,13 +63,12 @@ pub struct Blob {
 }
 
 impl Blob {
-    pub(crate) async fn open(pull: Pull, descriptor: &Descriptor, verify: Verify) -> Result<Self, Error> {
+    pub(crate) async fn open(pull: Pull, descriptor: &Descriptor) -> Result<Self, Error> {
         let mut blob = Self {
             hosts: pull.candidates(Capability::Pull)?,
             digest: descriptor.digest.clone(),
             size: descriptor.size,
             position: 0,
-            verifier: (verify == Verify::Here).then(|| descriptor.digest.verifier()),
             host: 0,
             breaks: 0,
             mark: 0,
@@ -79,24 +86,8 @@ impl Blob {
         Ok(blob)
     }
 
-    #[must_use]
-    pub fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    /// The size that the descriptor promised; what comes is exactly as long, or an error.
-    #[must_use]
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Bytes given so far.
-    #[must_use]
-    pub fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// The next bytes, of up to 512 KiB and without a copy, or `None` at a good end. An error is final.
+    /// The next bytes, of up to 512 KiB and without a copy, or `None` at a good end, when as many have come as the descriptor
+    /// promised. An error is final.
     ///
     /// Dropping the future loses nothing; dropping the blob closes the connection.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
@@ -110,17 +101,13 @@ impl Blob {
             match self.step().await {
                 Ok(Some(bytes)) if bytes.is_empty() => {}
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
-                Ok(None) => return self.finish().map(|()| None),
+                Ok(None) => {
+                    self.body = None;
+                    return Ok(None);
+                }
                 Err(fault) => self.break_off(fault).await?,
             }
         }
-    }
-
-    /// The same as a stream.
-    pub fn into_stream(self) -> impl futures::Stream<Item = Result<Bytes, Error>> + Send + Unpin {
-        Box::pin(futures::stream::try_unfold(self, |mut blob| async move {
-            Ok(blob.chunk().await?.map(|bytes| (bytes, blob)))
-        }))
     }
 
     /// One read of the body, or `None` at its proper end.
@@ -170,46 +157,54 @@ impl Blob {
             });
         }
         self.position += bytes.len() as u64;
-        if let Some(verifier) = &mut self.verifier {
-            verifier.update(&bytes);
-        }
         Ok(Some(bytes))
     }
 
-    fn finish(&mut self) -> Result<(), Error> {
-        self.body = None;
-        let Some(verifier) = self.verifier.take() else {
-            return Ok(());
-        };
-        verifier.finish().map_err(|mismatch| self.mismatch(mismatch))
-    }
-
-    /// For a consumer that hashes: says that the digest was wrong. As after a mismatch found here, later blobs of the
-    /// same pull avoid the host that gave it while there is another.
+    /// Says that the digest was wrong: later blobs of the same pull avoid the host that gave it while there is another.
     ///
     /// # Errors
     /// What failed, if no other host is left. Otherwise the blob is to be asked for once more.
     pub fn reject(mut self, mismatch: DigestMismatch) -> Result<(), Error> {
-        let error = self.mismatch(mismatch);
-        if !self.pull.has_another() {
-            return Err(error);
+        let wrong = Wrong::Digest(mismatch);
+        if self.leave(&wrong) {
+            return Ok(());
         }
-        tracing::warn!(digest = %self.digest, %error, "a host gave a wrong blob, another is asked");
-        Ok(())
+        let present = self.hosts[self.host].0;
+        self.attempts.push((present, wrong.fault(self.name())));
+        Err(self.fail())
     }
 
-    /// Blames the hosts before this one that gave a part and broke off, else this one.
-    fn mismatch(&mut self, mismatch: DigestMismatch) -> Error {
-        let present = self.hosts[self.host].0;
+    /// Says that the blob could not be used, by somebody who did not read on to its end to see whether it is the right one.
+    /// If there is another host, this one is avoided as after a wrong digest, and the blob is to be asked for once more;
+    /// `false` if there is none.
+    pub fn suspect(&mut self, why: &(dyn std::error::Error + 'static)) -> bool {
+        let mut reason = why.to_string();
+        let mut source = why.source();
+        while let Some(inner) = source {
+            reason = format!("{reason}: {inner}");
+            source = inner.source();
+        }
+        self.leave(&Wrong::Unusable(crate::text::clip(&reason, 300)))
+    }
+
+    /// Avoids the hosts before this one that gave a part and broke off, else this one; says whether there is another.
+    fn leave(&mut self, wrong: &Wrong) -> bool {
         if self.gave.is_empty() {
-            self.gave.push(present);
+            self.gave.push(self.hosts[self.host].0);
         }
+        for endpoint in &self.gave {
+            self.pull.avoid(*endpoint);
+        }
+        if !self.pull.has_another() {
+            return false;
+        }
+        let error = wrong.clone().fault(self.name());
         for endpoint in self.gave.drain(..) {
-            self.pull.avoid(endpoint);
+            let host = &self.pull.inner.endpoints[endpoint].origin;
+            tracing::warn!(%host, %error, "a host gave a wrong blob, another is asked");
+            self.pull.remember(endpoint, &self.digest, wrong);
         }
-        let what = self.name();
-        self.attempts.push((present, Fault::Mismatch { what, mismatch }));
-        self.fail()
+        true
     }
 
     /// Decides what a break means: another request to the same host, the next host, or the end.
@@ -322,7 +317,7 @@ impl Blob {
     }
 
     fn name(&self) -> String {
-        format!("blob {}", self.digest)
+        name(&self.digest)
     }
 
     fn fail(&mut self) -> Error {
@@ -340,6 +335,11 @@ impl std::fmt::Debug for Blob {
             .field("position", &self.position)
             .finish_non_exhaustive()
     }
+}
+
+/// A blob in errors.
+pub(crate) fn name(digest: &Digest) -> String {
+    format!("blob {digest}")
 }
 
 /// `bytes first-last/total`, where the total may be `*`.

@@ -1,14 +1,15 @@
 //! The client and one pull: which hosts may serve it, with which credential, in which order.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::auth::Auth;
-use crate::blob::{Blob, Verify};
+use crate::blob::{self, Blob, Wrong};
+use crate::digest::Digest;
 use crate::error::{Attempt, Error, Fault};
 use crate::hosts::{Endpoint, HostFiles};
 use crate::manifest::Descriptor;
@@ -130,6 +131,7 @@ impl Client {
                 reference: reference.clone(),
                 endpoints,
                 avoided,
+                wrong: Mutex::default(),
                 session,
             }),
         })
@@ -155,8 +157,10 @@ pub(crate) struct Inner {
     pub reference: Reference,
     /// Mirrors in the order of `hosts.toml`, then the registry itself.
     pub endpoints: Arc<[Endpoint]>,
-    /// Hosts that gave a blob with a wrong digest.
+    /// Hosts that gave a wrong blob.
     avoided: Box<[AtomicBool]>,
+    /// The first wrong blob of each that was left for another.
+    wrong: Mutex<Vec<(usize, Digest, Wrong)>>,
     pub session: Session,
 }
 
@@ -167,8 +171,8 @@ impl Pull {
     }
 
     /// Streams a blob. A host that fails is left for the next one, in the middle of the blob too.
-    pub async fn blob(&self, descriptor: &Descriptor, verify: Verify) -> Result<Blob, Error> {
-        Blob::open(self.clone(), descriptor, verify).await
+    pub async fn blob(&self, descriptor: &Descriptor) -> Result<Blob, Error> {
+        Blob::open(self.clone(), descriptor).await
     }
 
     /// A whole small blob, such as an image's configuration, verified; refused beforehand if it is over `limit` bytes. A host
@@ -184,7 +188,7 @@ impl Pull {
         }
         // Ends: each turn but the last finds one host more that is to be avoided.
         loop {
-            let mut blob = self.blob(descriptor, Verify::Consumer).await?;
+            let mut blob = self.blob(descriptor).await?;
             let mut verifier = descriptor.digest.verifier();
             let mut out = BytesMut::new();
             while let Some(chunk) = blob.chunk().await? {
@@ -261,9 +265,25 @@ impl Pull {
         self.inner.avoided[endpoint].store(true, Ordering::Relaxed);
     }
 
+    /// For the error, should the hosts fail that are asked now.
+    pub(crate) fn remember(&self, endpoint: usize, digest: &Digest, wrong: &Wrong) {
+        let mut all = self.inner.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.iter().all(|(known, ..)| *known != endpoint) {
+            all.push((endpoint, digest.clone(), wrong.clone()));
+        }
+    }
+
     pub(crate) fn failed(&self, attempts: Vec<(usize, Fault)>) -> Error {
-        let attempts = attempts
+        let wrong = self.inner.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let before: Vec<(usize, Fault)> = wrong
+            .iter()
+            .filter(|(endpoint, ..)| attempts.iter().all(|(asked, _)| asked != endpoint))
+            .map(|(endpoint, digest, wrong)| (*endpoint, wrong.clone().fault(blob::name(digest))))
+            .collect();
+        drop(wrong);
+        let attempts = before
             .into_iter()
+            .chain(attempts)
             .map(|(n, fault)| Attempt {
                 host: self.inner.endpoints[n].origin.to_string(),
                 fault,

@@ -187,6 +187,9 @@ pub enum Fault {
     },
     #[error("{what}: {mismatch}")]
     Mismatch { what: String, mismatch: DigestMismatch },
+    /// Bytes that were not read to the end of their blob, so that nobody knows whether they are the right ones.
+    #[error("{what}: {reason}")]
+    Unusable { what: String, reason: String },
     #[error("{host} answered a range request with {reason}")]
     Range { host: String, reason: String },
     #[error("{reason}")]
@@ -213,6 +216,7 @@ impl Fault {
             | Self::Size { .. }
             | Self::Limit { .. }
             | Self::Mismatch { .. }
+            | Self::Unusable { .. }
             | Self::Range { .. }
             | Self::Protocol { .. } => Kind::Corrupt,
             _ => Kind::Unavailable,

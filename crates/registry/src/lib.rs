@@ -5,16 +5,21 @@
 //!
 //! ```no_run
 //! # async fn f() -> Result<(), holdfast_registry::Error> {
-//! use holdfast_registry::{Client, Config, Platform, Reference, Verify};
+//! use holdfast_registry::{Client, Config, Platform, Reference};
 //! let client = Client::new(Config::default());
 //! let reference = Reference::parse("registry.example.org/team/app:1.2")?;
 //! let pull = client.pull(&reference, None).await?;
 //! let image = pull.resolve(&Platform::host()).await?;
 //! let config = pull.bytes(&image.manifest.config, 8 << 20).await?;
 //! for layer in &image.manifest.layers {
-//!     let mut blob = pull.blob(layer, Verify::Here).await?;
+//!     let mut blob = pull.blob(layer).await?;
+//!     let mut verifier = layer.digest.verifier();
 //!     while let Some(chunk) = blob.chunk().await? {
-//!         // nothing of it is trusted before `None`, which comes only after size and digest were right
+//!         // nothing of it is trusted before the digest was right
+//!         verifier.update(&chunk);
+//!     }
+//!     if let Err(mismatch) = verifier.finish() {
+//!         blob.reject(mismatch)?; // another host may have the right bytes
 //!     }
 //! }
 //! # Ok(()) }
@@ -24,7 +29,7 @@
 //! service that this registry names, and a mirror only if the credential's own server address names it. Redirect targets
 //! never do. See [`Auth`].
 //!
-//! Everything that a registry sends is bounded ([`Limits`]) and checked by digest; dropping any future or [`Blob`]
+//! Everything that a registry sends is bounded ([`Limits`]) and checked by digest (of blobs, by who reads them); dropping any future or [`Blob`]
 //! closes its connection. Not here: storing, unpacking, tags on disk, pushing.
 
 #![forbid(unsafe_code)]
@@ -49,7 +54,7 @@ mod token;
 mod transport;
 
 pub use auth::Auth;
-pub use blob::{Blob, Verify};
+pub use blob::Blob;
 pub use client::{Client, Config, Limits, Pull};
 pub use digest::{Algorithm, Digest, DigestMismatch, Verifier};
 pub use error::{Attempt, Error, Fault, Kind};

@@ -15,8 +15,8 @@ use crate::images::Shared;
 use crate::inflight::Progress;
 use crate::layers::{Claim, Claimed, Patience};
 use crate::manifest::LayerPlan;
-use crate::pipeline::{self, CHUNKS, COMPRESSED, Job};
-use crate::unpack::{Outcome, Unpacked};
+use crate::pipeline::{self, CHUNKS, COMPRESSED, Job, Refused};
+use crate::unpack::Unpacked;
 use crate::{Error, Result, remove, threads};
 
 /// Bytes between two reports of progress.
@@ -40,7 +40,7 @@ pub(super) struct Made {
 
 /// One try to make a layer.
 struct Tried {
-    unpacked: Outcome<Unpacked>,
+    unpacked: std::result::Result<Unpacked, Refused>,
     dir: Aside,
     claim: Option<Claim>,
     slot: Option<OwnedSemaphorePermit>,
@@ -130,7 +130,7 @@ impl Worker {
     async fn make(self, mut claim: Option<Claim>, mut slot: Option<OwnedSemaphorePermit>) -> Result<Made> {
         loop {
             let tried = self.attempt(claim, slot).await?;
-            let error = match tried.unpacked {
+            let refused = match tried.unpacked {
                 Ok(left) => {
                     return Ok(Made {
                         place: self.place,
@@ -140,22 +140,33 @@ impl Worker {
                         _claim: tried.claim,
                     });
                 }
-                Err(error) => error,
+                Err(refused) => refused,
             };
-            match (tried.blob, error) {
-                (
-                    Some(blob),
-                    UnpackError::Mismatch {
-                        what: COMPRESSED,
-                        mismatch,
-                    },
-                ) => blob.reject(mismatch)?,
-                (_, source) => return Err(self.failed(source)),
-            }
+            self.blame(tried.blob, refused)?;
             self.step
                 .send_modify(|p| p.bytes_done = p.bytes_done.saturating_sub(tried.fetched));
             (claim, slot) = (tried.claim, tried.slot);
         }
+    }
+
+    /// Whether another host is asked for the layer; the error if that is of no use.
+    fn blame(&self, blob: Option<Blob>, refused: Refused) -> Result<()> {
+        let Refused { error, right } = refused;
+        let Some(mut blob) = blob else {
+            return Err(self.failed(error));
+        };
+        if let UnpackError::Mismatch {
+            what: COMPRESSED,
+            mismatch,
+        } = error
+        {
+            return Ok(blob.reject(mismatch)?);
+        }
+        // Nobody has read these bytes to their end: another host may have others.
+        if !right && error.is_of_its_bytes() && blob.suspect(&error) {
+            return Ok(());
+        }
+        Err(self.failed(error))
     }
 
     fn failed(&self, source: UnpackError) -> Error {
@@ -188,7 +199,7 @@ impl Worker {
         let unpacking = threads::run("inflate", move || {
             let made = std::fs::DirBuilder::new().create(&dir.path);
             let unpacked = made
-                .map_err(|e| UnpackError::io("make", dir.path.as_os_str().as_bytes(), e))
+                .map_err(|e| UnpackError::io("make", dir.path.as_os_str().as_bytes(), e).into())
                 .and_then(|()| pipeline::run(job, counted));
             (unpacked, dir, claim, slot)
         })

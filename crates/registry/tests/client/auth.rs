@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use holdfast_registry::{Auth, Client, Error, Kind, Resolved, Verify};
+use holdfast_registry::{Auth, Client, Error, Kind, Resolved};
 
 use crate::server::{Image, Reply, Server, client, platform, put_hosts};
 
@@ -64,7 +64,7 @@ async fn anonymous_token() {
         .await
         .unwrap();
     let resolved = pull.resolve(&platform()).await.unwrap();
-    let layers = (0..4).map(|_| pull.blob(&resolved.manifest.layers[0], Verify::Here));
+    let layers = (0..4).map(|_| pull.blob(&resolved.manifest.layers[0]));
     futures::future::try_join_all(layers).await.unwrap();
     let seen = service.seen();
     assert_eq!(seen.len(), 1, "one token serves the whole pull");
@@ -364,10 +364,7 @@ async fn redirects_drop_every_credential() {
         .await
         .unwrap();
     let resolved = pull.resolve(&platform()).await.unwrap();
-    let mut blob = pull
-        .blob(&resolved.manifest.layers[0], Verify::Here)
-        .await
-        .unwrap();
+    let mut blob = pull.blob(&resolved.manifest.layers[0]).await.unwrap();
     while blob.chunk().await.unwrap().is_some() {}
     let seen = cdn.seen();
     assert_eq!(seen.len(), 1);

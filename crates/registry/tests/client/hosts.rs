@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use holdfast_registry::{Client, Config, Digest, Error, Proxy, Pull, Reference, Resolved, Verify};
+use holdfast_registry::{
+    Blob, Client, Config, Descriptor, Digest, DigestMismatch, Error, Kind, Proxy, Pull, Reference, Resolved,
+};
 
 use crate::server::{Image, Reply, Server, client, content_range, not_found, platform, put_hosts, range};
 
@@ -15,12 +17,8 @@ async fn pull(dir: &std::path::Path, reference: &str) -> Pull {
 }
 
 async fn all(pull: &Pull, image: &Resolved) -> Result<Vec<u8>, Error> {
-    let mut blob = pull.blob(&image.manifest.layers[0], Verify::Here).await?;
-    let mut out = Vec::new();
-    while let Some(chunk) = blob.chunk().await? {
-        out.extend_from_slice(&chunk);
-    }
-    Ok(out)
+    let read = pull.bytes(&image.manifest.layers[0], u64::MAX).await;
+    read.map(Into::into)
 }
 
 #[tokio::test]
@@ -171,12 +169,84 @@ async fn a_mirror_with_a_wrong_blob_is_avoided_the_next_time() {
     );
     let pull = pull(dir.path(), "images.example/app:1").await;
     let resolved = pull.resolve(&platform()).await.unwrap();
-    let error = all(&pull, &resolved).await.unwrap_err().to_string();
+    let layer = &resolved.manifest.layers[0];
+    let (blob, mismatch) = wrong(&pull, layer).await;
+    blob.reject(mismatch).unwrap();
+    assert_eq!(all(&pull, &resolved).await.unwrap(), image.layer);
+    assert_eq!(mirror.count("/blobs/"), 1);
+}
+
+/// Reads a blob whose bytes are the wrong ones.
+async fn wrong(pull: &Pull, layer: &Descriptor) -> (Blob, DigestMismatch) {
+    let mut blob = pull.blob(layer).await.unwrap();
+    let mut verifier = layer.digest.verifier();
+    while let Some(chunk) = blob.chunk().await.unwrap() {
+        verifier.update(&chunk);
+    }
+    (blob, verifier.finish().unwrap_err())
+}
+
+#[tokio::test]
+async fn a_mirror_that_was_left_is_named_where_the_next_host_fails() {
+    let image = Image::new(1000);
+    let (a, b) = (image.clone(), image.clone());
+    let mirror = Server::start(move |seen| {
+        if seen.path.contains("/blobs/") {
+            Reply::new(200, vec![1; 1000])
+        } else {
+            a.serve(seen)
+        }
+    })
+    .await;
+    let server = Server::start(move |seen| {
+        if seen.path.contains("/blobs/") {
+            not_found()
+        } else {
+            b.serve(seen)
+        }
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!("server = \"{}\"\n[host.\"{}\"]", server.url(), mirror.url());
+    put_hosts(dir.path(), "images.example", &text);
+    let first = pull(dir.path(), "images.example/app:1").await;
+    let resolved = first.resolve(&platform()).await.unwrap();
+    let layer = &resolved.manifest.layers[0];
+    let before = |what: &str| {
+        format!(
+            "404 not found from {}: NAME_UNKNOWN repository name not known to registry (tried before: {}: blob {}: {what})",
+            server.url(),
+            mirror.url(),
+            layer.digest
+        )
+    };
+    let error = all(&first, &resolved).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::NotFound);
+    let mismatch = wrong(&pull(dir.path(), "images.example/app:1").await, layer)
+        .await
+        .1;
     assert!(
-        error.contains(&mirror.url()) && error.contains(Digest::sha256(&[1; 1000]).as_str()),
+        error.to_string().ends_with(&before(&mismatch.to_string())),
         "{error}"
     );
-    assert_eq!(all(&pull, &resolved).await.unwrap(), image.layer);
+
+    // Who could not use it, and did not read it to its end, has a reason too.
+    let second = pull(dir.path(), "images.example/app:1").await;
+    let mut blob = second.blob(layer).await.unwrap();
+    assert!(blob.suspect(&std::io::Error::other("it is damaged")));
+    let error = all(&second, &resolved).await.unwrap_err();
+    assert!(error.to_string().ends_with(&before("it is damaged")), "{error}");
+    assert_eq!(mirror.count("/blobs/"), 3);
+
+    // Without another host there is nothing to be gained.
+    put_hosts(
+        dir.path(),
+        "other.example",
+        &format!("server = \"{}\"", mirror.url()),
+    );
+    let only = pull(dir.path(), "other.example/app:1").await;
+    let mut blob = only.blob(layer).await.unwrap();
+    assert!(!blob.suspect(&std::io::Error::other("it is damaged")));
 }
 
 #[tokio::test]
@@ -234,7 +304,9 @@ async fn a_mirror_whose_wrong_part_another_host_completed_is_the_one_to_blame() 
     );
     let pull = pull(dir.path(), "images.example/app:1").await;
     let resolved = pull.resolve(&platform()).await.unwrap();
-    all(&pull, &resolved).await.unwrap_err();
+    let (blob, mismatch) = wrong(&pull, &resolved.manifest.layers[0]).await;
+    assert_ne!(server.seen().last().unwrap().header("range"), "");
+    blob.reject(mismatch).unwrap();
     assert_eq!(all(&pull, &resolved).await.unwrap(), image.layer);
     assert_eq!(server.seen().last().unwrap().header("range"), "");
 }
