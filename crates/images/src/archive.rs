@@ -11,7 +11,7 @@ use holdfast_registry::{Descriptor, Digest, Manifest};
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use crate::bring::{self, Feed};
+use crate::bring::{Bringing, Feed};
 use crate::images::Shared;
 use crate::inflight::Progress;
 use crate::manifest::{self, Parsed};
@@ -79,14 +79,14 @@ async fn one(shared: &Arc<Shared>, found: Found) -> Result<ImageId> {
     let blobs: Vec<Digest> = stored.iter().map(|(digest, _)| digest.clone()).collect();
     let blob_bytes = stored.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let chain: Vec<Digest> = documents.layers.iter().map(|layer| layer.chain.clone()).collect();
-    let _working = shared
+    let kept = shared
         .state
         .work_on(blobs.iter().chain(&chain).cloned().collect());
-    bring::documents(shared, stored).await?;
-    let lease = format!("load {id}");
+    let bringing = Bringing::begin(shared, format!("load {id}"), vec![kept])?;
+    bringing.documents(stored).await?;
     let pieces = found.layers.into_iter().map(|(_, piece)| piece).collect();
     let (step, _) = watch::channel(Progress::default());
-    bring::layers(shared, &documents, &lease, feed(pieces), &step).await?;
+    bringing.layers(&documents, feed(pieces), &step).await?;
     let new = NewImage {
         id: id.clone(),
         names,
@@ -95,7 +95,7 @@ async fn one(shared: &Arc<Shared>, found: Found) -> Result<ImageId> {
         blob_bytes,
         config: documents.config,
     };
-    bring::record(shared, lease, new).await?;
+    bringing.record(new).await?;
     tracing::info!(image = %id, names = ?found.names, "image loaded");
     Ok(id)
 }

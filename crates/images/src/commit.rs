@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, ResolveFlags, Stat, linkat, mkdirat, openat, openat2, renameat, statat,
@@ -23,8 +23,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::copy_up::{Budget, Source, copy_attributes, copy_up};
+use crate::effort::Effort;
 use crate::error::UnpackError;
-use crate::merged::{DIRECTORY, Merged, Node, is_link, is_opaque, is_whiteout, lookup};
+use crate::merged::{DIRECTORY, Merged, Node, is_link, is_opaque, is_whiteout};
 use crate::unpack::{IMPLIED_MODE, Inside, Outcome, Unpacked, below, set_opaque, set_times};
 use crate::{Limits, remove};
 
@@ -38,12 +39,16 @@ pub(crate) struct Ground<'a> {
     /// A directory on the same file system.
     pub scratch: &'a Path,
     pub limits: &'a Limits,
-    /// Set when nobody wants the layer any more.
-    pub stop: &'a AtomicBool,
+    /// What this may cost, together with the image's other layers.
+    pub effort: &'a Effort,
 }
 
 /// Settles the layer unpacked in `dir`.
 pub(crate) fn settle(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Outcome<()> {
+    settle_over(dir, left, ground).map_err(|e| ground.effort.explain(e, ground.limits))
+}
+
+fn settle_over(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Outcome<()> {
     let lowers = if left.opaque_root { &[][..] } else { ground.lowers };
     let open = |path: &Path| {
         rustix::fs::open(path, DIRECTORY, Mode::empty()).map_err(|e| {
@@ -57,10 +62,12 @@ pub(crate) fn settle(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Ou
     let mut layer = Layer {
         root: open(dir)?,
         scratch: open(ground.scratch)?,
-        below: Merged::new(lowers.to_vec()),
-        merged: Merged::new(all),
+        below: Merged::new(lowers.to_vec(), ground.effort),
+        merged: Merged::new(all, ground.effort),
+        effort: ground.effort,
+        seen: None,
         todo: std::mem::take(&mut left.implied),
-        budget: Budget::new(ground.limits, left.bytes, ground.stop),
+        budget: Budget::new(ground.limits, left.bytes, ground.effort),
     };
     while let Some(path) = layer.todo.pop_first() {
         layer.imply(&path, left)?;
@@ -72,6 +79,9 @@ pub(crate) fn settle(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Ou
         }
     }
     for (path, time) in std::mem::take(&mut left.times) {
+        if ground.effort.is_stopped() {
+            return Err(UnpackError::Interrupted);
+        }
         // A directory may have been replaced since.
         if let Some(fd) = layer.open(&path)? {
             set_times(&fd, time).map_err(|e| UnpackError::io("set the time of", &path, e))?;
@@ -84,12 +94,22 @@ struct Layer<'a> {
     root: OwnedFd,
     scratch: OwnedFd,
     /// The layers below alone, and with this one on top.
-    below: Merged,
-    merged: Merged,
+    below: Merged<'a>,
+    merged: Merged<'a>,
+    effort: &'a Effort,
+    /// Where the implied directory before was looked up: the next is beside or below it.
+    seen: Option<Seen>,
     /// Implied directories not settled yet; parents come first.
     todo: BTreeSet<Inside>,
     /// For copies of lower files.
     budget: Budget<'a>,
+}
+
+/// A directory of this layer, and those below it that it lets show.
+struct Seen {
+    path: Inside,
+    upper: OwnedFd,
+    below: Vec<OwnedFd>,
 }
 
 impl Layer<'_> {
@@ -126,20 +146,48 @@ impl Layer<'_> {
     }
 
     /// What the layers below have at a path, as far as this layer's directories let them show.
-    fn counterpart(&self, path: &[u8]) -> rustix::io::Result<Node> {
-        let mut node = self.below.root()?;
-        let mut upper = rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?;
-        for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
-            if is_opaque(&upper)? {
-                return Ok(Node::Absent);
-            }
-            upper = openat(&upper, name, DIRECTORY, Mode::empty())?;
-            node = match node {
-                Node::Directory(dirs) => lookup(&dirs, name)?,
-                _ => return Ok(Node::Absent),
+    fn counterpart(&mut self, path: &[u8]) -> rustix::io::Result<Node> {
+        if path.is_empty() {
+            return Ok(Node::Directory(self.below.root()?));
+        }
+        let (parent, name) = split(path);
+        let known = self
+            .seen
+            .take()
+            .filter(|seen| seen.path.is_empty() || is_within(parent, &seen.path));
+        let mut at = match known {
+            Some(seen) => seen,
+            None => Seen {
+                path: Inside::new(),
+                upper: rustix::io::fcntl_dupfd_cloexec(&self.root, 0)?,
+                below: self.below.root()?,
+            },
+        };
+        for name in parent[at.path.len()..]
+            .split(|b| *b == b'/')
+            .filter(|c| !c.is_empty())
+        {
+            self.effort.spend(1)?;
+            at = Seen {
+                below: match self.shown(&at, name)? {
+                    Node::Directory(below) => below,
+                    _ => Vec::new(),
+                },
+                upper: openat(&at.upper, name, DIRECTORY, Mode::empty())?,
+                path: joined(&at.path, name),
             };
         }
+        let node = self.shown(&at, name)?;
+        self.seen = Some(at);
         Ok(node)
+    }
+
+    /// What the layers below have of a name in a directory of this layer.
+    fn shown(&self, at: &Seen, name: &[u8]) -> rustix::io::Result<Node> {
+        if at.below.is_empty() || is_opaque(&at.upper)? {
+            return Ok(Node::Absent);
+        }
+        self.below.lookup(&at.below, name)
     }
 
     /// Moves what this layer has below `path` to where the lower link of that name leads.
@@ -151,6 +199,7 @@ impl Layer<'_> {
         } else {
             [parent, b"/", link].concat()
         };
+        self.seen = None;
         let resolved = self.merged.resolve(&whole, true).map_err(failed)?;
         if matches!(resolved.node, Node::Leaf { .. }) {
             return Err(UnpackError::entry(path, "is below a symbolic link to a file"));
@@ -171,13 +220,16 @@ impl Layer<'_> {
             return Err(error);
         }
         let moved: Vec<Inside> = self.todo.range(below(path)).cloned().collect();
+        let count = moved.len();
         for old in moved {
             self.todo.remove(&old);
             self.todo.insert(renamed(&old, path, &target));
         }
-        rename_keys(&mut left.times, path, &target);
-        rename_keys(&mut left.pending, path, &target);
-        Ok(())
+        let count = count
+            + rename_keys(&mut left.times, path, &target)
+            + rename_keys(&mut left.pending, path, &target);
+        // One link can lead to the next, and all goes along each time.
+        self.effort.spend(count).map_err(failed)
     }
 
     /// Merges what was moved aside from `path` into `target`.
@@ -197,13 +249,12 @@ impl Layer<'_> {
     /// Opens a directory of this layer, made where it is missing; what is made is implied in turn.
     fn make_dirs(&mut self, path: &[u8], left: &mut Unpacked) -> Outcome<OwnedFd> {
         let failed = |e| UnpackError::io("make directory", path, e);
+        self.seen = None;
         let mut at = rustix::io::fcntl_dupfd_cloexec(&self.root, 0).map_err(failed)?;
         let mut inside = Inside::new();
         for name in path.split(|b| *b == b'/').filter(|c| !c.is_empty()) {
-            if !inside.is_empty() {
-                inside.push(b'/');
-            }
-            inside.extend_from_slice(name);
+            self.effort.spend(1).map_err(failed)?;
+            inside = joined(&inside, name);
             match statat(&at, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) if is_whiteout(&stat) => {
                     unlinkat(&at, name, AtFlags::empty()).map_err(failed)?;
@@ -241,6 +292,7 @@ impl Layer<'_> {
             }
         }
         for name in names {
+            self.effort.spend(1)?;
             let stat = statat(from, &name, AtFlags::SYMLINK_NOFOLLOW)?;
             let there = match statat(into, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
@@ -285,6 +337,7 @@ impl Layer<'_> {
                 format!("is a hard link to {target:?}, which does not exist"),
             )
         };
+        self.effort.spend(1).map_err(failed)?;
         let (parent, name) = split(path);
         let Some(holder) = self.open(parent)? else {
             return Ok(());
@@ -331,14 +384,25 @@ fn renamed(path: &[u8], dir: &[u8], target: &[u8]) -> Inside {
     whole.strip_prefix(b"/").map(<[u8]>::to_vec).unwrap_or(whole)
 }
 
-/// In a table by path, renames a directory and what is below it. Touches nothing else: there may be many of both.
-fn rename_keys<V>(table: &mut BTreeMap<Inside, V>, dir: &[u8], target: &[u8]) {
+/// In a table by path, renames a directory and what is below it, and says how many that were. Touches nothing else: there may be
+/// many of both.
+fn rename_keys<V>(table: &mut BTreeMap<Inside, V>, dir: &[u8], target: &[u8]) -> usize {
     let mut moved: Vec<Inside> = table.range(below(dir)).map(|(path, _)| path.clone()).collect();
     moved.push(dir.to_vec());
+    let count = moved.len();
     for old in moved {
         if let Some(value) = table.remove(&old) {
             table.insert(renamed(&old, dir, target), value);
         }
+    }
+    count
+}
+
+fn joined(dir: &[u8], name: &[u8]) -> Inside {
+    if dir.is_empty() {
+        name.to_vec()
+    } else {
+        [dir, b"/", name].concat()
     }
 }
 

@@ -11,7 +11,8 @@ pub struct Config {
     pub platform: Platform,
     /// Layers of one pull that are fetched and unpacked at the same time.
     pub parallel_layers: usize,
-    /// The same of all pulls and loads together. Each takes two threads and a few MiB, and with zstd up to 128 MiB more.
+    /// The same of all pulls and loads together, besides one layer of each, which none of the others can hold up. Each takes two
+    /// threads and a few MiB, and with zstd up to 128 MiB more.
     pub all_layers: usize,
     /// How long a pull waits for another that makes the same layer and fetches next to nothing; 20 times that in all. Then it
     /// makes the layer itself.
@@ -55,6 +56,9 @@ pub struct Limits {
     pub layer_ratio_floor: u64,
     /// Files, directories and links of one layer.
     pub layer_entries: u64,
+    /// Directories of lower layers that are looked into while the layers of one image are put over each other. Most take a
+    /// few microseconds.
+    pub lookups: u64,
     /// Bytes that stay free on the file system of the images, whatever is pulled.
     pub reserve_bytes: u64,
 }
@@ -69,6 +73,7 @@ impl Default for Limits {
             layer_ratio: 250,
             layer_ratio_floor: 4 << 30,
             layer_entries: 5_000_000,
+            lookups: 20_000_000,
             reserve_bytes: 256 << 20,
         }
     }

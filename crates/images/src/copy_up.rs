@@ -4,12 +4,12 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags, openat};
 use rustix::io::Errno;
 
 use crate::Limits;
+use crate::effort::Effort;
 use crate::error::UnpackError;
 use crate::unpack::{DISK_CHECK, Outcome, check_disk, set_times};
 
@@ -20,7 +20,7 @@ const STEP: u64 = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct Budget<'a> {
     limits: &'a Limits,
-    stop: &'a AtomicBool,
+    effort: &'a Effort,
     /// Bytes left of the layer's limit.
     left: u64,
     /// Bytes written since the disk was looked at.
@@ -28,18 +28,18 @@ pub(crate) struct Budget<'a> {
 }
 
 impl<'a> Budget<'a> {
-    /// For a layer that has `used` bytes of its own; `stop` ends it.
-    pub fn new(limits: &'a Limits, used: u64, stop: &'a AtomicBool) -> Self {
+    /// For a layer that has `used` bytes of its own; stopping `effort` ends it.
+    pub fn new(limits: &'a Limits, used: u64, effort: &'a Effort) -> Self {
         Self {
             limits,
-            stop,
+            effort,
             left: limits.layer_bytes.saturating_sub(used),
             unchecked: DISK_CHECK,
         }
     }
 
     fn spend(&mut self, bytes: u64, disk: impl AsFd) -> Outcome<()> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.effort.is_stopped() {
             return Err(UnpackError::Interrupted);
         }
         self.left = self.left.checked_sub(bytes).ok_or(UnpackError::Limit {
@@ -176,8 +176,11 @@ mod tests {
         }
         source.set_len(4 << 30).unwrap();
         let mut target = tempfile::tempfile_in("/var/tmp").unwrap();
-        let stop = AtomicBool::new(stop);
-        let mut budget = Budget::new(limits, used, &stop);
+        let effort = Effort::new(0);
+        if stop {
+            effort.stop();
+        }
+        let mut budget = Budget::new(limits, used, &effort);
         let result = data(&mut source, &mut target, b"f", &mut budget);
         (result, source, target)
     }

@@ -34,6 +34,7 @@ mod commit;
 mod config;
 mod content;
 mod copy_up;
+mod effort;
 mod error;
 mod image;
 mod images;

@@ -9,10 +9,13 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
+use crate::effort::Effort;
 use crate::{Error, ImageId, Result};
 
 /// Symbolic links followed in one lookup, as in the kernel.
 const MAX_LINKS: usize = 40;
+/// Directories that are looked into for one path of an operator, a pod or a program: 127 layers, each 1,500 directories deep.
+pub(crate) const ONE_PATH: u64 = 200_000;
 /// Name of the xattr that makes a directory hide those below it.
 pub(crate) const OPAQUE: &str = "trusted.overlay.opaque";
 
@@ -48,20 +51,22 @@ pub(crate) struct Resolved {
 
 /// A stack of layers, uppermost first.
 #[derive(Debug)]
-pub(crate) struct Merged {
+pub(crate) struct Merged<'a> {
     layers: Vec<PathBuf>,
+    effort: &'a Effort,
 }
 
-impl Merged {
-    pub fn new(layers: Vec<PathBuf>) -> Self {
-        Self { layers }
+impl<'a> Merged<'a> {
+    /// One whose look-ups cost `effort`.
+    pub fn new(layers: Vec<PathBuf>, effort: &'a Effort) -> Self {
+        Self { layers, effort }
     }
 
     /// What `path` is, followed through links except (unless `follow_last`) the last component. `ELOOP` for a circle.
     pub fn resolve(&self, path: &[u8], follow_last: bool) -> rustix::io::Result<Resolved> {
         let mut todo: VecDeque<Vec<u8>> = components(path).map(<[u8]>::to_vec).collect();
         let mut real: Vec<Vec<u8>> = Vec::new();
-        let mut node = self.root()?;
+        let mut node = Node::Directory(self.root()?);
         let mut links = 0;
         let mut broken = false;
         while let Some(name) = todo.pop_front() {
@@ -76,7 +81,7 @@ impl Merged {
                 node = Node::Absent;
                 continue;
             };
-            let next = lookup(&dirs, &name)?;
+            let next = self.lookup(&dirs, &name)?;
             match &next {
                 Node::Leaf { dir, stat, .. } if is_link(stat) && (follow_last || !todo.is_empty()) => {
                     links += 1;
@@ -105,8 +110,9 @@ impl Merged {
         })
     }
 
-    /// The root directory.
-    pub fn root(&self) -> rustix::io::Result<Node> {
+    /// The directories that make up the root, uppermost first.
+    pub fn root(&self) -> rustix::io::Result<Vec<OwnedFd>> {
+        self.effort.spend(self.layers.len())?;
         let mut dirs = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             let fd = rustix::fs::open(layer, DIRECTORY, Mode::empty())?;
@@ -116,55 +122,69 @@ impl Merged {
                 break;
             }
         }
-        Ok(Node::Directory(dirs))
+        Ok(dirs)
     }
 
     /// What is at a path whose links are not followed.
     pub fn walk(&self, path: &[Vec<u8>]) -> rustix::io::Result<Node> {
-        let mut node = self.root()?;
+        let mut node = Node::Directory(self.root()?);
         for name in path {
             node = match node {
-                Node::Directory(dirs) => lookup(&dirs, name)?,
+                Node::Directory(dirs) => self.lookup(&dirs, name)?,
                 _ => return Ok(Node::Absent),
             };
         }
         Ok(node)
     }
-}
 
-/// What `name` is in a merged directory.
-pub(crate) fn lookup(dirs: &[OwnedFd], name: &[u8]) -> rustix::io::Result<Node> {
-    let mut found = Vec::new();
-    for dir in dirs {
-        let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => stat,
-            Err(Errno::NOENT) => continue,
-            // No file of any layer has such a name.
-            Err(Errno::NAMETOOLONG) => return Ok(Node::Absent),
-            Err(e) => return Err(e),
-        };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            let fd = openat(dir, name, DIRECTORY, Mode::empty())?;
-            let last = is_opaque(&fd)?;
-            found.push(fd);
-            if last {
+    /// What `name` is in a merged directory.
+    pub fn lookup(&self, dirs: &[OwnedFd], name: &[u8]) -> rustix::io::Result<Node> {
+        let mut found = Vec::new();
+        for dir in dirs {
+            self.effort.spend(1)?;
+            let stat = match statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue,
+                // No file of any layer has such a name.
+                Err(Errno::NAMETOOLONG) => return Ok(Node::Absent),
+                Err(e) => return Err(e),
+            };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let fd = openat(dir, name, DIRECTORY, Mode::empty())?;
+                let last = is_opaque(&fd)?;
+                found.push(fd);
+                if last {
+                    break;
+                }
+            } else if found.is_empty() && !is_whiteout(&stat) {
+                let dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
+                return Ok(Node::Leaf {
+                    dir,
+                    name: name.to_vec(),
+                    stat: Box::new(stat),
+                });
+            } else {
                 break;
             }
-        } else if found.is_empty() && !is_whiteout(&stat) {
-            let dir = rustix::io::fcntl_dupfd_cloexec(dir, 0)?;
-            return Ok(Node::Leaf {
-                dir,
-                name: name.to_vec(),
-                stat: Box::new(stat),
-            });
-        } else {
-            break;
         }
+        Ok(if found.is_empty() {
+            Node::Absent
+        } else {
+            Node::Directory(found)
+        })
     }
-    Ok(if found.is_empty() {
-        Node::Absent
-    } else {
-        Node::Directory(found)
+}
+
+/// Follows one path through a stack of layers. The error is in words.
+pub(crate) fn resolve(layers: &[PathBuf], path: &str) -> std::result::Result<Resolved, String> {
+    let effort = Effort::new(ONE_PATH);
+    let merged = Merged::new(layers.to_vec(), &effort);
+    merged.resolve(path.as_bytes(), true).map_err(|e| {
+        if effort.is_spent() {
+            format!("it leads through more than {ONE_PATH} directories of the image's layers")
+        } else {
+            std::io::Error::from(e).to_string()
+        }
     })
 }
 
@@ -200,13 +220,13 @@ pub(crate) fn read_file(
     path: &str,
     limit: u64,
 ) -> Result<Option<Vec<u8>>> {
-    let refused = |e: Errno| Error::FilePath {
+    let told = |reason: String| Error::FilePath {
         image: image.to_string(),
         path: path.to_owned(),
-        reason: std::io::Error::from(e).to_string(),
+        reason,
     };
-    let merged = Merged::new(lowers.to_vec());
-    let resolved = merged.resolve(path.as_bytes(), true).map_err(refused)?;
+    let refused = |e: Errno| told(std::io::Error::from(e).to_string());
+    let resolved = resolve(lowers, path).map_err(told)?;
     let Node::Leaf { dir, name, stat } = resolved.node else {
         return Ok(None);
     };
@@ -227,11 +247,7 @@ pub(crate) fn read_file(
     let mut bytes = Vec::new();
     file.take(limit)
         .read_to_end(&mut bytes)
-        .map_err(|e| Error::FilePath {
-            image: image.to_string(),
-            path: path.to_owned(),
-            reason: e.to_string(),
-        })?;
+        .map_err(|e| told(e.to_string()))?;
     Ok(Some(bytes))
 }
 
@@ -302,5 +318,36 @@ mod tests {
             read_file(&lowers, &id, "/etc/passwd", 2),
             Err(Error::FileTooLarge { size: 3, .. })
         ));
+    }
+
+    #[test]
+    fn a_path_that_costs_too_much_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d/".repeat(400));
+        std::fs::create_dir_all(&deep).unwrap();
+        // Each `..` is looked up from the root again, and each link goes all the way down once more.
+        let target = format!("/{}{}passwd", "d/".repeat(400), "../d/".repeat(300));
+        for n in 0..30 {
+            symlink(
+                format!("{target}{n}"),
+                dir.path().join("d/".repeat(400)).join(format!("passwd{}", n + 1)),
+            )
+            .unwrap();
+        }
+        std::fs::write(deep.join("passwd0"), "root").unwrap();
+        let lowers = [dir.path().to_path_buf()];
+        let read = |n: u32| {
+            read_file(
+                &lowers,
+                &ImageId::sha256(b""),
+                &format!("{}passwd{n}", "d/".repeat(400)),
+                100,
+            )
+        };
+        assert_eq!(read(0).unwrap().unwrap(), b"root");
+        let begun = std::time::Instant::now();
+        let error = read(30).unwrap_err().to_string();
+        assert!(error.contains("through more than 200000 directories"), "{error}");
+        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use holdfast_registry::{Auth, Descriptor, Digest, Platform, Pull};
 use tokio::sync::watch;
 
-use crate::bring::{self, Feed};
+use crate::bring::{Bringing, Feed};
 use crate::images::Shared;
 use crate::inflight::{Key, Progress};
 use crate::manifest;
@@ -39,7 +39,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, key: &Key, step: &watch::Sender<Pr
     if resolved.root.digest != resolved.document.digest {
         blobs.push(resolved.root.digest.clone());
     }
-    let _documents = shared.state.work_on(blobs.clone());
+    let kept = shared.state.work_on(blobs.clone());
     let config = match content::get(&shared.places, &id, limits.config_bytes) {
         Ok(bytes) => bytes.into(),
         Err(_) => pull.bytes(&descriptor, limits.config_bytes).await?,
@@ -47,8 +47,8 @@ pub(crate) async fn run(shared: &Arc<Shared>, key: &Key, step: &watch::Sender<Pr
     let sources = resolved.manifest.layers.iter().cloned().map(Some).collect();
     let documents = manifest::join(id.clone(), &config, sources, limits)?;
     let chain: Vec<Digest> = documents.layers.iter().map(|layer| layer.chain.clone()).collect();
-    let _layers = shared.state.work_on(chain.clone());
-    let lease = format!("{} {}", key.reference, id);
+    let kept = vec![kept, shared.state.work_on(chain.clone())];
+    let bringing = Bringing::begin(shared, format!("{} {}", key.reference, id), kept)?;
     let stored = [
         (&id, &config),
         (&resolved.document.digest, &resolved.document.bytes),
@@ -62,8 +62,8 @@ pub(crate) async fn run(shared: &Arc<Shared>, key: &Key, step: &watch::Sender<Pr
         .iter()
         .map(|(_, bytes)| bytes.len() as u64)
         .sum();
-    bring::documents(shared, stored).await?;
-    bring::layers(shared, &documents, &lease, feed(pull), step).await?;
+    bringing.documents(stored).await?;
+    bringing.layers(&documents, feed(pull), step).await?;
     let names = Names::pulled(&key.reference, &resolved.root.digest);
     let new = NewImage {
         id: id.clone(),
@@ -73,7 +73,7 @@ pub(crate) async fn run(shared: &Arc<Shared>, key: &Key, step: &watch::Sender<Pr
         blob_bytes,
         config: documents.config,
     };
-    bring::record(shared, lease, new).await?;
+    bringing.record(new).await?;
     tracing::info!(image = %id, reference = %key.reference, "image pulled");
     Ok(id)
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Gid, Uid, fstat};
 
 use crate::images::Shared;
-use crate::merged::{Merged, Node};
+use crate::merged::{self, Node};
 use crate::snapshot::mapped;
 use crate::{Error, ImageId, PrepareOptions, Result};
 
@@ -116,14 +116,13 @@ enum Found {
 
 /// Layers never change once they are recorded, and the path found has no links: naming what was opened is safe.
 fn find(shared: &Shared, image: &ImageId, path: &str) -> Result<Found> {
-    let refused = |reason: std::io::Error| Error::FilePath {
+    let refused = |reason: String| Error::FilePath {
         image: image.to_string(),
         path: path.to_owned(),
-        reason: reason.to_string(),
+        reason,
     };
     let layers = shared.state.lowers(image, &shared.places)?;
-    let resolved = Merged::new(layers.clone()).resolve(path.as_bytes(), true);
-    let resolved = resolved.map_err(|e| refused(e.into()))?;
+    let resolved = merged::resolve(&layers, path).map_err(refused)?;
     let mut real = PathBuf::new();
     for name in &resolved.path {
         use std::os::unix::ffi::OsStrExt;
@@ -141,7 +140,7 @@ fn find(shared: &Shared, image: &ImageId, path: &str) -> Result<Found> {
         Node::Directory(dirs) => {
             let mut lowers = Vec::with_capacity(dirs.len());
             for dir in &dirs {
-                let stat = fstat(dir).map_err(|e| refused(e.into()))?;
+                let stat = fstat(dir).map_err(|e| refused(std::io::Error::from(e).to_string()))?;
                 lowers.extend(place(stat.st_dev, stat.st_ino));
             }
             Found::Directories(lowers)

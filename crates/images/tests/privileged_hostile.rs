@@ -281,6 +281,82 @@ async fn files_that_a_link_copies_up_keep_their_holes_and_count() {
     );
 }
 
+/// Hard links through a lower link that goes deep down and step by step up again: half a million look-ups each.
+fn costly() -> [Vec<u8>; 2] {
+    let deep = "d/".repeat(1000);
+    let target = format!("{deep}{}", "../".repeat(690));
+    let (below, near) = (format!("{deep}file"), format!("{}near", "d/".repeat(310)));
+    let base = Tar::default()
+        .pax(&[("path", below.as_bytes())])
+        .file("x", b"1")
+        .pax(&[("path", near.as_bytes())])
+        .file("x", b"2")
+        .pax(&[("linkpath", target.as_bytes())])
+        .symlink("s", "x")
+        .end();
+    let top = (0..2000).fold(Tar::default(), |tar, n| {
+        tar.hard_link(&format!("link{n}"), "s/near")
+    });
+    [base, top.end()]
+}
+
+#[tokio::test]
+async fn links_that_ask_for_billions_of_lookups_are_refused() {
+    let root = Root::with(&Config {
+        limits: Limits {
+            lookups: 20_000,
+            ..Limits::default()
+        },
+        ..Config::default()
+    });
+    let text = root.refusal(&costly()).await;
+    assert!(
+        text.contains("more than 20000 places to look up in the layers of its image"),
+        "{text}"
+    );
+    // All layers of an image have one account, and directories that are only implied cost one look-up in each layer below.
+    let layer = |n: usize| {
+        let path = format!("{}{n}", "d/".repeat(300));
+        Tar::default()
+            .pax(&[("path", path.as_bytes())])
+            .file("x", b"")
+            .end()
+    };
+    let image = |count: usize| (0..count).map(layer).collect::<Vec<_>>();
+    root.load(&image(3)).await.unwrap();
+    let error = root.load(&image(12)).await.unwrap_err();
+    assert!(common::chain(&error).contains("places to look up"), "{error}");
+}
+
+#[tokio::test]
+async fn links_that_lead_to_and_fro_are_refused() {
+    let target = "d/../".repeat(818);
+    let tar = Tar::default()
+        .dir("d/", 0o755, (0, 0))
+        .pax(&[("linkpath", target.as_bytes())])
+        .symlink("s", "x");
+    // Each is in another directory than the one before.
+    let tar = (0..1000).fold(tar, |tar, n| {
+        tar.file(&format!("s/{n}"), b"").file(&format!("d/{n}"), b"")
+    });
+    let text = Root::new().refusal(&[tar.end()]).await;
+    assert!(
+        text.contains("directories and links on the ways to its entries"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn costly_work_ends_with_the_load_that_nobody_waits_for() {
+    let root = Root::new();
+    let given_up = tokio::time::timeout(std::time::Duration::from_secs(4), root.load(&costly())).await;
+    assert!(given_up.is_err(), "it is not costly any more");
+    // What was being put over the layer below goes at once.
+    root.assert_tmp_empty().await;
+    assert!(root.images.list(None).is_empty());
+    assert!(root.layer_dirs().len() <= 1, "{:?}", root.layer_dirs());
+}
+
 fn name() -> impl Strategy<Value = String> {
     let part = prop::sample::select(vec![
         "a",

@@ -284,23 +284,60 @@ async fn layers_of_all_pulls_have_one_bound() {
         all_layers: 1,
         ..Config::default()
     });
-    let (a, b) = (image(&["one", "two"]), image(&["three", "four"]));
-    registry.push("a", "1", &a);
-    registry.push("b", "1", &b);
-    for name in a.layers.iter().chain(&b.layers) {
-        registry.fault(name.as_str(), Some(Fault::Gated));
+    let images = ["a", "b", "c"].map(|n| (n, image(&[&format!("{n}1"), &format!("{n}2"), &format!("{n}3")])));
+    let built: Vec<&Built> = images.iter().map(|(_, built)| built).collect();
+    for (name, image) in &images {
+        registry.push(name, "1", image);
+        for layer in &image.layers {
+            registry.fault(layer.as_str(), Some(Fault::Gated));
+        }
     }
-    let pulls = ["a:1", "b:1"].map(|name| begin(&root, registry.reference(name)));
-    while asked(&registry, &[&a, &b]) == 0 {
+    let pulls = images
+        .each_ref()
+        .map(|(name, _)| begin(&root, registry.reference(&format!("{name}:1"))));
+    while asked(&registry, &built) < 4 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(asked(&registry, &[&a, &b]), 1, "one at a time");
+    assert_eq!(asked(&registry, &built), 4, "one of each, and one more");
     registry.open_gate();
     for pull in pulls {
         pull.await.unwrap().unwrap();
     }
-    assert_eq!(asked(&registry, &[&a, &b]), 4);
+    assert_eq!(asked(&registry, &built), 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_gives_nothing_holds_up_its_own_pulls_only() {
+    let (slow, good) = (Registry::start(), Registry::start());
+    let root = Root::with(&Config {
+        all_layers: 2,
+        ..Config::default()
+    });
+    let stuck = ["one", "two", "three"].map(|n| image(&[n, &format!("{n} more"), &format!("{n} again")]));
+    let mut held_up = Vec::new();
+    for (n, built) in stuck.iter().enumerate() {
+        slow.push("app", &n.to_string(), built);
+        for layer in &built.layers {
+            slow.fault(layer.as_str(), Some(Fault::Gated));
+        }
+        held_up.push(begin(&root, slow.reference(&format!("app:{n}"))));
+    }
+    let all: Vec<&Built> = stuck.iter().collect();
+    while asked(&slow, &all) < 5 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let built = image(&["a", "b", "c"]);
+    good.push("app", "1", &built);
+    let short = Duration::from_secs(20);
+    let pulled = tokio::time::timeout(short, root.pull(&good.reference("app:1"))).await;
+    assert_eq!(pulled.expect("it has a turn of its own").unwrap(), built.id());
+    let loaded = tokio::time::timeout(short, root.load(&[layer("x"), layer("y")])).await;
+    loaded.expect("and so has a load").unwrap();
+    slow.open_gate();
+    for pull in held_up {
+        pull.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -493,6 +530,39 @@ async fn a_layer_that_is_wrong_on_a_mirror_comes_from_the_registry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_is_left_for_damage_long_before_the_end() {
+    let (mirror, registry) = (Registry::start(), Registry::start());
+    let hosts = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]",
+        registry.address, mirror.address
+    );
+    let root = Root::behind("images.example", &hosts);
+    // More than is read on for a digest.
+    let built = build(
+        &[Tar::default().file("large", &vec![7; 40 << 20]).end()],
+        Pack::Plain,
+    );
+    mirror.push("app", "1", &built);
+    registry.push("app", "1", &built);
+    let wrong = built.layers[0].as_str();
+    mirror.tamper(wrong, vec![b'x'; built.blobs[wrong].len()]);
+    let pulled = root.pull("images.example/app:1").await;
+    assert_eq!(pulled.unwrap_or_else(|e| panic!("{}", chain(&e))), built.id());
+    assert_eq!((mirror.asked(wrong), registry.asked(wrong)), (1, 1));
+    // Where there is no other it is not asked twice, and what was wrong with the bytes is told.
+    let alone = Root::new();
+    let error = alone.pull(&mirror.reference("app:1")).await.unwrap_err();
+    let text = chain(&error);
+    assert!(
+        text.contains(wrong) && text.contains("archive is malformed"),
+        "{text}"
+    );
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert_eq!(mirror.asked(wrong), 2);
+    alone.assert_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn truncated_and_endless_blobs_end() {
     let (registry, root) = (Registry::start(), Root::new());
     let built = image(&["one"]);
@@ -529,39 +599,6 @@ async fn documents_that_are_too_much_are_refused_early() {
     let schema1 = br#"{"schemaVersion": 1, "name": "app", "fsLayers": []}"#;
     registry.manifest(
         "app",
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_is_left_for_damage_long_before_the_end() {
-    let (mirror, registry) = (Registry::start(), Registry::start());
-    let hosts = format!(
-        "server = \"http://{}\"\n[host.\"http://{}\"]",
-        registry.address, mirror.address
-    );
-    let root = Root::behind("images.example", &hosts);
-    // More than is read on for a digest.
-    let built = build(
-        &[Tar::default().file("large", &vec![7; 40 << 20]).end()],
-        Pack::Plain,
-    );
-    mirror.push("app", "1", &built);
-    registry.push("app", "1", &built);
-    let wrong = built.layers[0].as_str();
-    mirror.tamper(wrong, vec![b'x'; built.blobs[wrong].len()]);
-    let pulled = root.pull("images.example/app:1").await;
-    assert_eq!(pulled.unwrap_or_else(|e| panic!("{}", chain(&e))), built.id());
-    assert_eq!((mirror.asked(wrong), registry.asked(wrong)), (1, 1));
-    // Where there is no other it is not asked twice, and what was wrong with the bytes is told.
-    let alone = Root::new();
-    let error = alone.pull(&mirror.reference("app:1")).await.unwrap_err();
-    let text = chain(&error);
-    assert!(
-        text.contains(wrong) && text.contains("archive is malformed"),
-        "{text}"
-    );
-    assert_eq!(error.kind(), Kind::Corrupt);
-    assert_eq!(mirror.asked(wrong), 2);
-    alone.assert_empty().await;
-}
-
         "old",
         "application/vnd.docker.distribution.manifest.v1+prettyjws",
         schema1,

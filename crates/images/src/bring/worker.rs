@@ -17,7 +17,7 @@ use crate::layers::{Claim, Claimed, Patience};
 use crate::manifest::LayerPlan;
 use crate::pipeline::{self, CHUNKS, COMPRESSED, Job, Refused};
 use crate::unpack::Unpacked;
-use crate::{Error, Result, remove, threads};
+use crate::{Config, Error, Result, remove, threads};
 
 /// Bytes between two reports of progress.
 const REPORT: u64 = 1 << 20;
@@ -74,6 +74,32 @@ impl Drop for Aside {
     }
 }
 
+/// When layers of one pull are worked on.
+pub(super) struct Turns {
+    /// As many at a time.
+    of_pull: Semaphore,
+    /// One that needs no slot of those that all pulls share: others may hold these for as long as their registries like.
+    own: Arc<Semaphore>,
+}
+
+impl Turns {
+    pub fn new(config: &Config) -> Self {
+        Self {
+            of_pull: Semaphore::new(config.parallel_layers.max(1)),
+            own: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// None of the semaphores is ever closed.
+    async fn slot(&self, shared: &Shared) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            own = Arc::clone(&self.own).acquire_owned() => own.ok(),
+            slot = Arc::clone(&shared.slots).acquire_owned() => slot.ok(),
+        }
+    }
+}
+
 /// What brings one layer.
 pub(super) struct Worker {
     pub shared: Arc<Shared>,
@@ -86,19 +112,18 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub async fn run(self, permits: Arc<Semaphore>) -> (usize, Result<Ready>) {
-        (self.place, self.bring(&permits).await)
+    pub async fn run(self, turns: Arc<Turns>) -> (usize, Result<Ready>) {
+        (self.place, self.bring(&turns).await)
     }
 
-    async fn bring(self, permits: &Semaphore) -> Result<Ready> {
+    async fn bring(self, turns: &Turns) -> Result<Ready> {
         let claim = self.claim().await;
         // Asked under the claim: whoever held it before has recorded by now.
         if self.is_present() {
             return Ok(Ready::Present);
         }
-        // Of this pull, and of all. Neither is ever closed.
-        let _permit = permits.acquire().await;
-        let slot = Arc::clone(&self.shared.slots).acquire_owned().await.ok();
+        let _turn = turns.of_pull.acquire().await;
+        let slot = turns.slot(&self.shared).await;
         // Somebody may have made it without a claim meanwhile.
         if self.is_present() {
             return Ok(Ready::Present);

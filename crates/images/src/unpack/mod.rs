@@ -44,6 +44,10 @@ const MAX_PATH: usize = 4095;
 const MAX_REMEMBERED: usize = 64 << 20;
 /// Memory of a remembered hard link besides its names.
 const LINK: usize = 128;
+/// Directories that are gone through on the way to those of entries, links of the archive included: so many, and on average so
+/// many for each entry. Few have more than a dozen above them; but links can lead through each other.
+const MAX_STEPS: u64 = 1_000_000;
+const STEPS_EACH: u64 = 64;
 /// Bytes written between two looks at the free disk space.
 pub(crate) const DISK_CHECK: u64 = 64 << 20;
 /// Use of the disk is counted in blocks of this size.
@@ -73,6 +77,7 @@ pub(crate) struct Unpacker<'a> {
     scratch: OwnedFd,
     limits: &'a Limits,
     entries: u64,
+    steps: u64,
     remembered: usize,
     unchecked: u64,
     /// The parent of the entry before, by its name in the archive.
@@ -100,6 +105,7 @@ impl<'a> Unpacker<'a> {
             scratch: open(scratch)?,
             limits,
             entries: 0,
+            steps: 0,
             remembered: 0,
             unchecked: 0,
             last: None,
@@ -369,6 +375,19 @@ impl<'a> Unpacker<'a> {
     fn count(&mut self, bytes: u64) {
         self.left.inodes += 1;
         self.left.bytes += bytes.next_multiple_of(DISK_BLOCK);
+    }
+
+    /// Counts one directory on a way.
+    fn step(&mut self) -> Outcome<()> {
+        self.steps += 1;
+        let limit = MAX_STEPS + STEPS_EACH * self.entries;
+        if self.steps > limit {
+            return Err(UnpackError::Limit {
+                what: "directories and links on the ways to its entries",
+                limit,
+            });
+        }
+        Ok(())
     }
 
     fn remember_time(&mut self, path: Inside, time: (i64, u32)) -> Outcome<()> {

@@ -76,6 +76,7 @@ impl Unpacker<'_> {
         let mut at = Rc::clone(&self.root);
         let mut links = 0;
         while let Some(name) = todo.pop_front() {
+            self.step()?;
             if name == b".." {
                 at = self.up(&at)?;
                 continue;
