@@ -22,7 +22,10 @@ impl SandboxSpec {
         }
         bounded_map("labels", &self.labels)?;
         bounded_map("annotations", &self.annotations)?;
-        self.bandwidth()?;
+        // On the host's network the annotations have no effect, so a wrong one does no harm.
+        if !self.host_network() {
+            self.bandwidth()?;
+        }
         if let Some(dns) = &self.dns {
             dns_config(dns)?;
         }

@@ -54,6 +54,19 @@ fn plain_specs_pass() {
 }
 
 #[test]
+fn bandwidth_is_none_of_the_hosts_networks() {
+    let annotation = "kubernetes.io/egress-bandwidth";
+    let wrong = |spec: &mut SandboxSpec| {
+        spec.annotations.insert(annotation.into(), "fast".into());
+    };
+    assert!(pod_error(wrong).contains(annotation));
+    let mut spec = pod();
+    wrong(&mut spec);
+    spec.security.namespaces.network = NamespaceMode::Node;
+    spec.validate().unwrap();
+}
+
+#[test]
 fn pods_that_are_refused() {
     let cases: Vec<(&str, String)> = vec![
         (
