@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, Once, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
@@ -18,6 +18,8 @@ use crate::{Error, Result};
 
 /// Between two looks for a moment in which no plugin runs.
 const GC_PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks for a configuration that is still to come.
+const GC_WAIT: Duration = Duration::from_secs(5);
 
 /// The node's pod networks. Clones share one owner.
 #[derive(Clone, Debug)]
@@ -36,6 +38,8 @@ pub(crate) struct Shared {
     /// Shared by ADD and DEL; GC has it alone (CNI 1.1, "GC: Clean up any stale resources").
     plugins: RwLock<()>,
     retry: Retry,
+    /// That bandwidth is not limited has been said.
+    unlimited: Once,
 }
 
 impl std::fmt::Debug for Shared {
@@ -73,6 +77,7 @@ impl Network {
             locks: Mutex::default(),
             plugins: RwLock::default(),
             retry: Retry::start(weak.clone()),
+            unlimited: Once::new(),
         });
         Ok(Self { shared })
     }
@@ -117,17 +122,6 @@ impl Network {
         })
         .await
         .map_err(|_| Error::Stopped)?
-    }
-
-    /// CNI's CHECK of one pod; success where the network does not know it, and for the built-in network.
-    pub async fn check(&self, sandbox_id: &str) -> Result<()> {
-        let _turn = self.shared.turn(sandbox_id).await;
-        match self.shared.book.get(sandbox_id).map(|r| (r.backend.clone(), r)) {
-            Some((Backend::Cni(attachment), record)) => {
-                self.shared.executor.check(&record, &attachment).await
-            }
-            _ => Ok(()),
-        }
     }
 
     /// The node's pod ranges from the kubelet: at most one of each family, the primary one first. The built-in network gives
@@ -210,7 +204,18 @@ impl Shared {
             return Err(Error::AlreadySetUp { id: pod.sandbox_id });
         }
         match self.cni.current() {
-            Selected::Builtin => self.bridge.call(move |bridge| bridge.attach(pod)).await?,
+            Selected::Builtin => {
+                if pod.bandwidth.is_some() {
+                    self.unlimited.call_once(|| {
+                        warn!(
+                            sandbox = %pod.sandbox_id,
+                            "a pod asks for a limit of its bandwidth: the built-in network has none (the bandwidth plugin of cni does); \
+                             this is said once"
+                        );
+                    });
+                }
+                self.bridge.call(move |bridge| bridge.attach(pod)).await?
+            }
             Selected::Broken { path, reason } => Err(Error::CniConfig { path, reason }),
             Selected::Network(list) => self.setup_cni(pod, &list).await,
         }
@@ -367,20 +372,23 @@ impl Shared {
     }
 }
 
-/// CNI's GC, once, at a moment when no plugin is at work: one that hangs must not hold up those that come after it.
+/// CNI's GC, once, when there is a configuration, and at a moment when no plugin is at work: one that hangs must not hold up
+/// those that come after it. Nor may GC itself, for longer than [`cni::GC`].
 async fn collect(shared: Weak<Shared>) {
     while let Some(shared) = shared.upgrade() {
-        let Selected::Network(list) = shared.cni.current() else {
-            return;
-        };
-        if let Ok(_alone) = shared.plugins.try_write() {
-            let valid: Vec<String> = shared.book.all().iter().map(|r| r.sandbox_id.clone()).collect();
-            if let Err(error) = shared.executor.gc(&list, &valid).await {
-                warn!(network = %list.name, error = error.chain(), "cni garbage collection failed");
+        let pause = match (shared.cni.current(), shared.plugins.try_write()) {
+            (Selected::Network(list), Ok(_alone)) => {
+                let valid: Vec<String> = shared.book.all().iter().map(|r| r.sandbox_id.clone()).collect();
+                if let Err(error) = shared.executor.gc(&list, &valid).await {
+                    warn!(network = %list.name, error = error.chain(), "cni garbage collection failed");
+                }
+                return;
             }
-            return;
-        }
+            (Selected::Network(_), Err(_)) => GC_PAUSE,
+            // Who sets the cluster up has not come by yet, or the file is being mended.
+            (Selected::Builtin | Selected::Broken { .. }, _) => GC_WAIT,
+        };
         drop(shared);
-        tokio::time::sleep(GC_PAUSE).await;
+        tokio::time::sleep(pause).await;
     }
 }

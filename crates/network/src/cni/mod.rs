@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rscni_types::types::{CNI_ARGS, CNI_COMMAND, CNI_CONTAINERID, CNI_IFNAME, CNI_NETNS, CNI_PATH, Cmd};
 use rscni_types::version::PluginInfo;
@@ -30,6 +30,9 @@ use crate::record::PodRecord;
 use crate::types::{NetResult, POD_INTERFACE, PodNetwork};
 use crate::{Error, Result};
 use exec::Call;
+
+/// GC of a whole list.
+const GC: Duration = Duration::from_secs(10);
 
 /// What the directory says.
 #[derive(Debug, Clone)]
@@ -51,7 +54,7 @@ pub(crate) struct Attachment {
     pub netns: PathBuf,
     pub ifname: String,
     pub capabilities: BTreeMap<String, Value>,
-    /// The cached result, which CHECK and DEL are given.
+    /// The cached result, which DEL is given.
     #[serde(default)]
     pub last_result: Option<Value>,
 }
@@ -222,25 +225,8 @@ impl Executor {
         outcome
     }
 
-    /// CHECK of each plugin in order, where list and version allow it.
-    pub(crate) async fn check(&self, record: &PodRecord, attachment: &Attachment) -> Result<()> {
-        let list = &attachment.list;
-        if !list.allows(Cmd::Check) {
-            return Ok(());
-        }
-        for plugin in &list.plugins {
-            let target = Target {
-                record,
-                netns: Some(&attachment.netns),
-                ifname: &attachment.ifname,
-            };
-            let input = plugin.input(list, &attachment.capabilities, attachment.last_result.as_ref());
-            self.call(list, plugin, Cmd::Check, Some(&target), &input).await?;
-        }
-        Ok(())
-    }
-
-    /// GC of each plugin, told which attachments are valid. All are tried.
+    /// GC of each plugin, told which attachments are valid. All are tried, as long as there is time: [`GC`] for all of them, or
+    /// the deadline of one execution where that is less. Nothing else is executed meanwhile, so no pod comes or goes.
     pub(crate) async fn gc(&self, list: &NetworkList, valid: &[String]) -> Result<()> {
         if !list.allows(Cmd::Gc) {
             return Ok(());
@@ -249,14 +235,20 @@ impl Executor {
             .iter()
             .map(|id| json!({"containerID": id, "ifname": POD_INTERFACE}))
             .collect();
+        let until = Instant::now() + self.deadline.min(GC);
         let mut outcome = Ok(());
         for plugin in &list.plugins {
+            let hurried = Self {
+                dirs: self.dirs.clone(),
+                deadline: until.saturating_duration_since(Instant::now()),
+            };
             let mut input = plugin.input(list, &BTreeMap::new(), None);
             // Both names are in use: the specification has one, libcni's own type the other.
             for name in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
                 input.insert(name.into(), json!(valid));
             }
-            outcome = outcome.and(self.call(list, plugin, Cmd::Gc, None, &input).await.map(drop));
+            let done = hurried.call(list, plugin, Cmd::Gc, None, &input).await;
+            outcome = outcome.and(done.map(drop));
         }
         outcome
     }
