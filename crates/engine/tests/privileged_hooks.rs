@@ -145,7 +145,7 @@ fn what_fails_is_told_and_unwound() {
     let cases = [
         (
             json!({"hookName": "createContainer", "path": "/nowhere/nvidia-ctk"}),
-            Kind::Precondition,
+            Kind::NotFound,
             "createContainer hook /nowhere/nvidia-ctk: it could not be run",
         ),
         (
@@ -190,6 +190,21 @@ fn what_fails_is_told_and_unwound() {
     wait("the poststop hook", || {
         (order(&node) == "stopped\n".repeat(4)).then_some(())
     });
+    node.block_on(node.engine().remove_container(&main)).unwrap();
+    // One that the container has not got, and one that it may not execute.
+    for (path, kind) in [("/nowhere/tool", Kind::NotFound), ("/etc/passwd", Kind::Invalid)] {
+        write_spec(&node, &[json!({"hookName": "startContainer", "path": path})]);
+        let main = node.create(&pod, asking(&node, "true"));
+        let failed = node.block_on(node.engine().start_container(&main)).unwrap_err();
+        assert_eq!(failed.kind(), kind, "{}", failed.chain());
+        let exit = node.wait_exit(&main).exit.clone().unwrap();
+        assert!(exit.start_failed, "{exit:?}");
+        assert!(
+            exit.message.contains(path) && exit.message.contains("could not be run"),
+            "{exit:?}"
+        );
+        node.block_on(node.engine().remove_container(&main)).unwrap();
+    }
     node.remove_pod(&pod);
     node.assert_clean();
 }
@@ -216,6 +231,33 @@ fn a_hook_that_hangs_while_the_daemon_dies_leaves_nothing() {
         (node.engine().containers().len() == 1).then_some(())
     });
     assert!(bundles(&node).is_empty(), "{:?}", bundles(&node));
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+/// The first of them makes the directory of bundles a mount; the others, at the same time, must not.
+#[test]
+fn the_bundles_are_mounted_once() {
+    let mut node = Node::new("hooksmount");
+    write_spec(&node, &[hook(&node, "createRuntime", "true", None)]);
+    let pod = node.run_pod(node.host_pod("one"));
+    let creating: Vec<_> = (0..8)
+        .map(|n| {
+            let mut spec = asking(&node, "true");
+            spec.metadata.name = format!("c{n}");
+            let (engine, pod) = (node.engine().clone(), pod.clone());
+            node.spawn(async move { engine.create_container(&pod, spec).await.map_err(|e| e.chain()) })
+        })
+        .collect();
+    for one in creating {
+        node.block_on(one).unwrap().unwrap();
+    }
+    let place = node.state().join("bundles").display().to_string();
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let mounts = table
+        .lines()
+        .filter(|line| line.split(' ').nth(4) == Some(&place));
+    assert_eq!(mounts.count(), 1, "{table}");
     node.remove_pod(&pod);
     node.assert_clean();
 }

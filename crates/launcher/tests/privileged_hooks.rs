@@ -345,10 +345,7 @@ fn a_hook_of_the_image_is_never_run_for_one_of_the_host() {
         let id = format!("c{}", POINTS.iter().position(|one| *one == point).unwrap());
         let spec = case.spec("true", json!({point: [{"path": "/opt/hook"}]}));
         let refused = case.lab.try_create(&case.pod, &spec).err().unwrap();
-        assert_eq!(
-            (refused.kind(), refused.errno()),
-            (Kind::Precondition, libc::ENOENT)
-        );
+        assert_eq!((refused.kind(), refused.errno()), (Kind::NotFound, libc::ENOENT));
         assert!(
             refused.to_string().contains(&format!("{point} hook /opt/hook")),
             "{refused}"

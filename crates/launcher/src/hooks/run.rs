@@ -138,7 +138,7 @@ fn verdict(end: End, limit: Duration, own: bool) -> Result<()> {
         End::Told(Outcome::Signaled(signal)) => failed(format!("killed by signal {signal}")),
         End::Told(Outcome::NotRun { why, errno }) => Err(Fault {
             message: format!("it could not be run: {why}"),
-            kind: Kind::Precondition,
+            kind: not_run_kind(errno),
             errno,
         }),
         End::Lost => failed("its keeper was killed".to_owned()),
@@ -153,6 +153,15 @@ fn verdict(end: End, limit: Duration, own: bool) -> Result<()> {
             ))
         }
         End::Unwanted => failed("killed: the container was given up meanwhile".to_owned()),
+    }
+}
+
+/// Never "precondition": that is what a container answers which does not wait to be started.
+fn not_run_kind(errno: i32) -> Kind {
+    match errno {
+        libc::ENOENT => Kind::NotFound,
+        libc::EACCES | libc::EPERM | libc::ENOEXEC | libc::ENOTDIR | libc::ELOOP => Kind::Invalid,
+        _ => Kind::Internal,
     }
 }
 

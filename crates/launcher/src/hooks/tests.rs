@@ -177,10 +177,7 @@ fn a_failure_names_the_hook_and_repeats_its_words() {
     let fault = case.run(case.shell("kill -9 $$"), LONG).unwrap_err();
     assert!(fault.message.ends_with("killed by signal 9"), "{}", fault.message);
     let fault = case.run(json!({"path": "/nowhere/hook"}), LONG).unwrap_err();
-    assert_eq!(
-        (fault.kind, fault.errno),
-        (crate::Kind::Precondition, libc::ENOENT)
-    );
+    assert_eq!((fault.kind, fault.errno), (crate::Kind::NotFound, libc::ENOENT));
     assert!(
         fault
             .message
