@@ -67,7 +67,6 @@ pub use error::Error;
 pub use hierarchy::{Controller, Hierarchy, Mode};
 pub use limits::{BlockIo, Cpu, Limits, Memory, Stage, Throttle};
 pub use mountinfo::unescape;
-pub use oom::OomWatch;
 pub use path::{slice_of_parent, slice_path, systemd_scope_path};
 pub use plan::{Change, Plan, Refused};
 pub use stats::{
