@@ -16,6 +16,7 @@ mod disk;
 mod engine;
 mod error;
 mod handlers;
+mod hooks;
 mod lookup;
 mod lsm;
 pub mod meter;

@@ -4,11 +4,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Hook as OciHook, Hooks, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType,
-    Mount as OciMount, Spec as OciSpec,
+    Hook as OciHook, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Mount as OciMount,
+    Spec as OciSpec,
 };
 
 use super::spec::{DeviceNode, Edits, Hook, Mount};
+use crate::hooks;
 
 /// Why edits cannot be made.
 #[derive(Debug, PartialEq, Eq)]
@@ -216,20 +217,9 @@ fn add_hook(spec: &mut OciSpec, hook: &Hook) {
     own.set_env((!hook.env.is_empty()).then(|| hook.env.clone()));
     own.set_timeout(hook.timeout);
     let mut hooks = spec.hooks().clone().unwrap_or_default();
-    let place = match hook.name.as_str() {
-        "createRuntime" => hooks.create_runtime_mut(),
-        "createContainer" => hooks.create_container_mut(),
-        "startContainer" => hooks.start_container_mut(),
-        "poststart" => hooks.poststart_mut(),
-        "poststop" => hooks.poststop_mut(),
-        // Deprecated by OCI, and what old specs have.
-        _ => prestart(&mut hooks),
-    };
-    place.get_or_insert_with(Vec::new).push(own);
+    // The specs that were read have no other names.
+    if let Some(place) = hooks::at(&mut hooks, &hook.name) {
+        place.get_or_insert_with(Vec::new).push(own);
+    }
     spec.set_hooks(Some(hooks));
-}
-
-#[allow(deprecated, reason = "what OCI deprecates, CDI still has")]
-fn prestart(hooks: &mut Hooks) -> &mut Option<Vec<OciHook>> {
-    hooks.prestart_mut()
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer};
 
 use super::name::{check_device, check_kind};
+use crate::hooks;
 
 /// Largest spec. Those that are generated for a node full of accelerators have some hundred KiB.
 const FILE_BYTES: u64 = 4 << 20;
@@ -345,15 +346,7 @@ impl Edits {
         }
         for hook in &self.hooks {
             let within = |reason: &str| Err(format!("hook {:?}: {reason}", hook.name));
-            const POINTS: [&str; 6] = [
-                "prestart",
-                "createRuntime",
-                "createContainer",
-                "startContainer",
-                "poststart",
-                "poststop",
-            ];
-            if !POINTS.contains(&hook.name.as_str()) {
+            if !hooks::POINTS.contains(&hook.name.as_str()) {
                 return within("there is no such hook");
             }
             if !hook.path.starts_with('/') {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use holdfast_model::{ContainerId, ContainerRecord, OciRuntime};
@@ -26,12 +26,19 @@ const POSTSTOP: &str = "poststop";
 /// The containers that have a bundle. That of the built-in launcher's is on no record: the directory is the record, and it
 /// is read once, so that containers without hooks cost nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Bundles(Mutex<BTreeSet<ContainerId>>);
+pub(crate) struct Bundles {
+    known: Mutex<BTreeSet<ContainerId>>,
+    /// Whose turn it is to see to the mount: two who find none would make two.
+    mounting: tokio::sync::Mutex<()>,
+}
 
 impl Bundles {
     /// Those that an earlier daemon has left. Blocks.
     pub(crate) fn open(config: &Config) -> Self {
-        Self(Mutex::new(ids_in(&config.bundles()).into_iter().collect()))
+        Self {
+            known: Mutex::new(ids_in(&config.bundles()).into_iter().collect()),
+            mounting: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The path of the container's bundle, if it has one.
@@ -39,21 +46,26 @@ impl Bundles {
         self.has(id).then(|| config.bundles().join(id.as_str()))
     }
 
+    fn known(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn has(&self, id: &ContainerId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+        self.known().contains(id)
     }
 
     fn forget(&self, id: &ContainerId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.known().remove(id);
     }
 }
 
 /// Where a container with hooks will have its bundle, before its monitor makes it there.
 pub(crate) async fn reserve(shared: &Shared, id: ContainerId) -> Result<(), Error> {
     let config = shared.config.clone();
+    let turn = shared.bundles.mounting.lock().await;
     blocking(move || ensure(&config)).await?;
-    let known = &shared.bundles.0;
-    known.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+    drop(turn);
+    shared.bundles.known().insert(id);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub use probe::Found;
 
 use crate::config::{Handler, OciHandler};
 use crate::shared::Shared;
-use crate::{Config, Error};
+use crate::{Config, Error, hooks};
 
 /// How often it is seen whether a program has changed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -233,29 +233,14 @@ pub(crate) fn watch(shared: &Arc<Shared>) {
 
 /// Those that the spec has run first.
 fn join(first: Option<Hooks>, then: &Hooks) -> Hooks {
-    let mut all = first.unwrap_or_default();
-    macro_rules! append {
-        ($($get:ident $set:ident),*) => {
-            $(
-                let more = then.$get().clone().unwrap_or_default();
-                if !more.is_empty() {
-                    let mut list = all.$get().clone().unwrap_or_default();
-                    list.extend(more);
-                    all.$set(Some(list));
-                }
-            )*
-        };
-    }
-    append!(
-        create_runtime set_create_runtime,
-        create_container set_create_container,
-        start_container set_start_container,
-        poststart set_poststart,
-        poststop set_poststop
-    );
-    #[allow(deprecated)]
-    {
-        append!(prestart set_prestart);
+    let (mut all, mut then) = (first.unwrap_or_default(), then.clone());
+    for point in hooks::POINTS {
+        let more = hooks::at(&mut then, point)
+            .and_then(Option::take)
+            .unwrap_or_default();
+        if let Some(list) = hooks::at(&mut all, point).filter(|_| !more.is_empty()) {
+            list.get_or_insert_with(Vec::new).extend(more);
+        }
     }
     all
 }

@@ -8,6 +8,8 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
+use crate::hooks;
+
 /// One run of the program.
 const LIMIT: Duration = Duration::from_secs(5);
 /// Output that is read.
@@ -27,16 +29,8 @@ pub struct Found {
 impl Found {
     /// The launcher, of which nothing needs to be found. What it can do to mounts the kernel says.
     pub(super) fn built_in() -> Self {
-        let hooks = [
-            "prestart",
-            "createRuntime",
-            "createContainer",
-            "startContainer",
-            "poststart",
-            "poststop",
-        ];
         Self {
-            hooks: hooks.map(str::to_owned).to_vec(),
+            hooks: hooks::POINTS.map(str::to_owned).to_vec(),
             ..Self::default()
         }
     }
