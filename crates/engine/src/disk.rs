@@ -10,8 +10,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{Config, Error};
 
-/// Writes at a time; the rest wait their turn.
-const WRITES: usize = 64;
+/// Writes at a time, of the few threads that the daemon has for files (32); the rest wait their turn.
+const WRITES: usize = 16;
+/// Removals at a time. What comes before one can take as long as a process takes to die: those that hang must leave threads
+/// for everything else.
+const REMOVALS: usize = 8;
 
 /// A record as the `store` crate wants it, without a copy.
 pub(crate) struct Stored<T>(pub Arc<T>);
@@ -35,7 +38,8 @@ type Kept<T> = Arc<Records<Stored<T>>>;
 pub(crate) struct Disk {
     sandboxes: Kept<SandboxRecord>,
     containers: Kept<ContainerRecord>,
-    gate: Arc<Semaphore>,
+    writes: Arc<Semaphore>,
+    removals: Arc<Semaphore>,
 }
 
 /// What the disk held at the start.
@@ -56,7 +60,8 @@ impl Disk {
         let disk = Disk {
             sandboxes,
             containers,
-            gate: Arc::new(Semaphore::new(WRITES)),
+            writes: Arc::new(Semaphore::new(WRITES)),
+            removals: Arc::new(Semaphore::new(REMOVALS)),
         };
         Ok(Found {
             disk,
@@ -99,7 +104,8 @@ impl Disk {
         first: impl FnOnce() -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let (store, id) = (self.sandboxes.clone(), *id);
-        run(move || first().and_then(|()| removed(&store, id.as_str()))).await
+        self.removal(move || first().and_then(|()| removed(&store, id.as_str())))
+            .await
     }
 
     /// As [`Disk::remove_sandbox`].
@@ -109,15 +115,30 @@ impl Disk {
         first: impl FnOnce() -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let (store, id) = (self.containers.clone(), *id);
-        run(move || first().and_then(|()| removed(&store, id.as_str()))).await
+        self.removal(move || first().and_then(|()| removed(&store, id.as_str())))
+            .await
     }
 
-    /// Writes wait their turn. Removals do not: what comes before one can take as long as a process takes to die.
+    /// Work that waits for processes to die, in its turn among removals.
+    pub(crate) async fn removal<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let turn = self.removals.clone().acquire_owned().await.map_err(|_| gone())?;
+        run(move || {
+            let done = work();
+            drop(turn);
+            done
+        })
+        .await
+    }
+
+    /// Writes wait for each other only: a removal may take long.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(OwnedSemaphorePermit) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = self.gate.clone().acquire_owned().await.map_err(|_| gone())?;
+        let turn = self.writes.clone().acquire_owned().await.map_err(|_| gone())?;
         run(move || work(turn)).await
     }
 }
@@ -177,4 +198,58 @@ fn open_one<T: Serialize + DeserializeOwned>(
         Arc::new(opened.store),
         opened.records.into_iter().map(|(_, record)| record.0).collect(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// As many threads as are needed for what is asserted.
+    #[test]
+    fn removals_that_hang_leave_threads_to_write() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(REMOVALS + 1)
+            .enable_time()
+            .build()
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::new(dir.path().join("root"), dir.path().join("state"), "/none");
+        let disk = Arc::new(Disk::open(&config).unwrap().disk);
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (wake, woken) = std::sync::mpsc::channel::<()>();
+        let woken = Arc::new(std::sync::Mutex::new(woken));
+        runtime.block_on(async {
+            let mut removals = tokio::task::JoinSet::new();
+            for n in 0..u8::try_from(3 * REMOVALS).unwrap() {
+                let (disk, begun, woken) = (disk.clone(), begun.clone(), woken.clone());
+                removals.spawn(async move {
+                    let first = move || {
+                        begun.fetch_add(1, Ordering::Relaxed);
+                        let _woken = woken.lock().unwrap().recv();
+                        Ok(())
+                    };
+                    disk.remove_sandbox(&SandboxId::from_bytes([n; 32]), first).await
+                });
+            }
+            while begun.load(Ordering::Relaxed) < REMOVALS {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let id = SandboxId::from_bytes([99; 32]);
+            let written = disk.put_sandbox(Arc::new(crate::testing::sandbox(id)));
+            tokio::time::timeout(Duration::from_secs(30), written)
+                .await
+                .expect("a thread to write with")
+                .unwrap();
+            assert_eq!(begun.load(Ordering::Relaxed), REMOVALS);
+            drop(wake);
+            while let Some(done) = removals.join_next().await {
+                done.unwrap().unwrap();
+            }
+        });
+        assert_eq!(Disk::open(&config).unwrap().sandboxes.len(), 1);
+    }
 }

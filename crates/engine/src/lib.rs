@@ -31,6 +31,8 @@ mod spare;
 pub mod spec;
 mod streams;
 pub mod systemd;
+#[cfg(test)]
+mod testing;
 mod types;
 mod view;
 mod waiters;

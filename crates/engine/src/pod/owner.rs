@@ -130,11 +130,10 @@ impl Pod {
                 pod.work.spawn(async move {
                     let found = recover::look(&context, &record).await;
                     // Without a monitor nothing that still runs can be served: its output has lost its reader.
-                    if found.live.is_none()
-                        && found.silent.is_none()
-                        && let Err(error) = stop::sweep(&context, cgroups).await
-                    {
-                        warn!(pod = %context.id, "leftover processes: {}", error.chain());
+                    if found.live.is_none() && found.silent.is_none() {
+                        for failure in stop::sweep(&context, cgroups).await {
+                            warn!(pod = %context.id, "leftover processes: {failure}");
+                        }
                     }
                     Done::Recovered(Box::new(found))
                 });

@@ -153,8 +153,6 @@ pub(crate) async fn forsaken(shared: Arc<Shared>, id: holdfast_model::SandboxId)
     if let Err(error) = removed.await {
         failures.push(error.chain());
     }
-    if let Err(error) = stop::sweep(&context, vec![super::link::monitor_cgroup(&context)]).await {
-        failures.push(error.chain());
-    }
+    failures.extend(stop::sweep(&context, vec![super::link::monitor_cgroup(&context)]).await);
     failures
 }

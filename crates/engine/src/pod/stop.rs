@@ -3,8 +3,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use holdfast_cgroups::Hierarchy;
 use holdfast_model::{CgroupDriver, ContainerRecord, SandboxRecord};
 use holdfast_monitor_api::message::FailureKind;
 use holdfast_monitor_api::{Client, Error as MonitorError};
@@ -59,9 +60,7 @@ pub(super) async fn halt(
         Err(MonitorError::Gone) => {
             let mut cgroups = vec![link::pause_cgroup(record)];
             cgroups.extend(containers.iter().map(|container| container.cgroup.clone()));
-            if let Err(error) = sweep(context, cgroups).await {
-                failures.push(error.chain());
-            }
+            failures.extend(sweep(context, cgroups).await);
         }
         Err(source) => failures.push(Error::monitor("stopping the sandbox", context.id)(source).chain()),
     }
@@ -165,24 +164,35 @@ fn remove_tree(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Kills whatever is in these cgroups and removes them, without a monitor's help.
-pub(super) async fn sweep(context: &Context, cgroups: Vec<String>) -> Result<(), Error> {
+/// Kills whatever is in these cgroups and removes them, without a monitor's help. What could not be done is named.
+pub(super) async fn sweep(context: &Context, cgroups: Vec<String>) -> Vec<String> {
     let hierarchy = context.shared.hierarchy.clone();
-    shared::blocking(move || {
-        // All are killed before any is waited for: one that hangs must not keep the others alive.
-        for path in &cgroups {
-            if let Ok(cgroup) = hierarchy.open(path) {
-                let _ = cgroup.kill();
-            }
+    let swept = move || Ok(sweep_all(&hierarchy, &cgroups));
+    match context.shared.disk.removal(swept).await {
+        Ok(errors) => errors.iter().map(Error::chain).collect(),
+        Err(error) => vec![error.chain()],
+    }
+}
+
+/// With one deadline for all of them. Blocks.
+fn sweep_all(hierarchy: &Hierarchy, cgroups: &[String]) -> Vec<Error> {
+    // All are killed before any is waited for: one that hangs must not keep the others alive.
+    for path in cgroups {
+        if let Ok(cgroup) = hierarchy.open(path) {
+            let _ = cgroup.kill();
         }
-        let swept: Vec<_> = cgroups.iter().map(|path| sweep_one(&hierarchy, path)).collect();
-        swept.into_iter().collect()
-    })
-    .await
+    }
+    let until = Instant::now() + bounds::KILL;
+    let swept = cgroups.iter().map(|path| sweep_until(hierarchy, path, until));
+    swept.filter_map(Result::err).collect()
 }
 
 /// Blocks.
-pub(crate) fn sweep_one(hierarchy: &holdfast_cgroups::Hierarchy, path: &str) -> Result<(), Error> {
+pub(crate) fn sweep_one(hierarchy: &Hierarchy, path: &str) -> Result<(), Error> {
+    sweep_until(hierarchy, path, Instant::now() + bounds::KILL)
+}
+
+fn sweep_until(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), Error> {
     let failed = |step| {
         let path = path.to_owned();
         move |source| Error::Cgroup {
@@ -197,7 +207,8 @@ pub(crate) fn sweep_one(hierarchy: &holdfast_cgroups::Hierarchy, path: &str) -> 
     debug!(path, "cgroup is still there");
     if let Ok(cgroup) = hierarchy.open(path) {
         cgroup.kill().map_err(failed("kill"))?;
-        cgroup.wait_empty(bounds::KILL).map_err(failed("kill"))?;
+        let left = until.saturating_duration_since(Instant::now());
+        cgroup.wait_empty(left).map_err(failed("kill"))?;
         return cgroup.remove(CGROUP_REMOVAL).map_err(failed("removal"));
     }
     hierarchy
@@ -226,4 +237,22 @@ async fn release_netns(path: &str) -> Result<(), Error> {
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_swept_is_named_each() {
+        let hierarchy = Hierarchy::detect().unwrap();
+        let gone = format!("/holdfast-test-sweep-{}", std::process::id());
+        let wrong = [gone, "/holdfast/../a".to_owned(), "/holdfast/../b".to_owned()];
+        let errors: Vec<String> = sweep_all(&hierarchy, &wrong).iter().map(Error::chain).collect();
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(
+            errors[0].contains("../a") && errors[1].contains("../b"),
+            "{errors:?}"
+        );
+    }
 }
