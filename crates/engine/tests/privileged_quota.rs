@@ -200,9 +200,6 @@ fn on_xfs() {
 
 #[test]
 fn in_a_user_namespace() {
-    // The node's state is in /tmp, and no tmpfs before Linux 6.3 maps ids.
-    isolate_mounts();
-    rustix::mount::mount_bind("/var/tmp", "/tmp").unwrap();
     let (_disk, node) = node_on(DiskKind::Ext4);
     let map = |host_id| IdMapping {
         host_id,

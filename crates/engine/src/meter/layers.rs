@@ -145,6 +145,26 @@ impl Layers {
     pub(super) fn file_system(&self) -> Option<FileSystem> {
         lock(&self.file_system).clone()
     }
+
+    /// Asks the disk on behalf of somebody who waits: one thread at a time, and nobody waits longer than
+    /// [`bounds::LAYER_WAIT`], for his turn and the answer together. `None`: it has not answered.
+    async fn in_turn<T: Send + 'static>(&self, ask: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let turn = self.turn.clone();
+        let asked = async move {
+            let turn = turn.lock_owned().await;
+            let asked = tokio::task::spawn_blocking(move || {
+                let answer = ask();
+                drop(turn);
+                answer
+            });
+            asked.await.ok()
+        };
+        let Ok(answer) = tokio::time::timeout(bounds::LAYER_WAIT, asked).await else {
+            debug!("the file system of the writable layers does not answer: their figures are older");
+            return None;
+        };
+        answer
+    }
 }
 
 impl Known {
@@ -265,47 +285,51 @@ impl Shared {
         let layers = &self.meters.layers;
         let ids = records.iter().map(|record| record.id);
         let ids: Vec<ContainerId> = ids.filter(|id| layers.believed(id)).collect();
-        let (images, turn) = (self.images.clone(), layers.turn.clone());
-        let read = async move {
-            let turn = turn.lock_owned().await;
-            let read = tokio::task::spawn_blocking(move || {
-                let one = |id: ContainerId| Some((id, Layer::from(images.layer_use(id.as_str())?)));
-                let read: Vec<(ContainerId, Layer)> = ids.into_iter().filter_map(one).collect();
-                drop(turn);
-                read
-            });
-            read.await.unwrap_or_default()
-        };
-        match tokio::time::timeout(bounds::LAYER_WAIT, read).await {
-            Ok(read) => read.iter().for_each(|(id, layer)| layers.put(id, *layer)),
-            Err(_) => {
-                debug!("the file system of the writable layers does not answer: their figures are older");
+        let images = self.images.clone();
+        let read = layers.in_turn(move || {
+            let one = |id: ContainerId| Some((id, Layer::from(images.layer_use(id.as_str())?)));
+            ids.into_iter()
+                .filter_map(one)
+                .collect::<Vec<(ContainerId, Layer)>>()
+        });
+        let read = read.await.unwrap_or_default();
+        read.iter().for_each(|(id, layer)| layers.put(id, *layer));
+    }
+
+    /// For metrics: of what nobody has measured yet, a first look of bounded length. What is found late counts the next time.
+    pub(super) async fn look_first(self: &Arc<Self>) {
+        let layers = &self.meters.layers;
+        let records = self.views.containers.all().into_iter();
+        let new: Vec<ContainerId> = records
+            .filter(|record| record.state != ContainerState::Creating && layers.get(&record.id).is_none())
+            .map(|record| record.id)
+            .collect();
+        if new.is_empty() && layers.file_system().is_some() {
+            return;
+        }
+        let shared = self.clone();
+        let _looked = layers.in_turn(move || shared.first_look(&new)).await;
+    }
+
+    /// Blocks.
+    fn first_look(&self, new: &[ContainerId]) {
+        let layers = &self.meters.layers;
+        if layers.file_system().is_none() {
+            *lock(&layers.file_system) = file_system(&self.images.path());
+        }
+        for id in new {
+            let Some(snapshot) = self.images.snapshot(id.as_str()) else {
+                continue;
+            };
+            let walked = walk(&snapshot.upper, bounds::WALK_FIRST, &AtomicBool::new(false));
+            // The task may have come by meanwhile, and has looked at all of it.
+            if let Ok(walked) = walked
+                && layers.get(id).is_none()
+                && self.views.containers.get(id).is_some()
+            {
+                layers.put(id, walked.into());
             }
         }
-    }
-
-    /// For metrics: what is on its account, or what the task has found; before that, a first look of bounded length. Blocks.
-    pub(super) fn layer_now(&self, id: &ContainerId) -> Option<Layer> {
-        let layers = &self.meters.layers;
-        if layers.believed(id)
-            && let Some(used) = self.images.layer_use(id.as_str())
-        {
-            return Some(used.into());
-        }
-        if let Some(layer) = layers.get(id) {
-            return Some(layer);
-        }
-        let snapshot = self.images.snapshot(id.as_str())?;
-        let walked = walk(&snapshot.upper, bounds::WALK_FIRST, &AtomicBool::new(false)).ok()?;
-        Some(walked.into())
-    }
-
-    /// For metrics: blocks, the first time.
-    pub(super) fn file_system_now(&self) -> FileSystem {
-        let known = self.meters.layers.file_system();
-        known
-            .or_else(|| file_system(&self.images.path()))
-            .unwrap_or_default()
     }
 }
 
@@ -349,6 +373,26 @@ mod tests {
         assert_eq!(source_of(text, 2), None);
         let here = file_system(Path::new("/var/tmp")).unwrap();
         assert!(here.bytes > 0 && !here.device.is_empty(), "{here:?}");
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_one_thread_and_nobody_for_long() {
+        let layers = Layers::default();
+        let (wake, woken) = std::sync::mpsc::channel::<()>();
+        let began = Instant::now();
+        assert_eq!(layers.in_turn(move || woken.recv().is_ok()).await, None);
+        let asked = Arc::new(AtomicBool::new(false));
+        for _ in 0..2 {
+            let asked = asked.clone();
+            assert_eq!(
+                layers.in_turn(move || asked.store(true, Ordering::Relaxed)).await,
+                None
+            );
+        }
+        assert!(began.elapsed() < bounds::LAYER_WAIT * 6, "{:?}", began.elapsed());
+        assert!(!asked.load(Ordering::Relaxed));
+        drop(wake);
+        assert_eq!(layers.in_turn(|| 7).await, Some(7));
     }
 
     #[test]

@@ -65,8 +65,10 @@ fn device_name((major, minor): (u32, u32)) -> String {
 
 impl Shared {
     /// Metrics of every pod that is up. Files of the kernel are opened for it, so it is done away from the runtime's
-    /// threads.
+    /// threads; what the disk knows is asked before, for as long as anybody waits for it.
     pub(crate) async fn metrics(self: &Arc<Self>) -> Result<Vec<PodMetrics>, Error> {
+        self.read_accounts(&self.views.containers.all()).await;
+        self.look_first().await;
         let shared = self.clone();
         blocking(move || Ok(shared.read_metrics())).await
     }
@@ -74,7 +76,7 @@ impl Shared {
     fn read_metrics(self: &Arc<Self>) -> Vec<PodMetrics> {
         let mut of_pod = self.containers_by_pod();
         let alone = self.alone();
-        let file_system = self.file_system_now();
+        let file_system = self.meters.layers.file_system().unwrap_or_default();
         let mut out = Vec::new();
         for record in self
             .views
@@ -118,7 +120,7 @@ impl Shared {
     }
 
     fn container_metrics(&self, record: &Arc<ContainerRecord>) -> Option<ContainerMetrics> {
-        let ContainerUsage { usage, .. } = self.container_usage(record);
+        let ContainerUsage { usage, layer, .. } = self.container_usage(record);
         let meter = self.container_meter(&record.id)?;
         let detail = meter.detail();
         let mut files = lock(&meter.files);
@@ -130,7 +132,7 @@ impl Shared {
             usage: usage?,
             detail,
             files,
-            layer: self.layer_now(&record.id),
+            layer,
             record: record.clone(),
         })
     }
