@@ -18,13 +18,14 @@ mod error;
 mod helper;
 mod monitors;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_cgroups::systemd::{INFINITY, Property, Value};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 pub use error::BusError;
@@ -33,7 +34,7 @@ pub(crate) use monitors::Monitors;
 
 use bus::Bus;
 
-/// Connecting, and the answer to one call. systemd's own clients wait 25 s.
+/// Waiting for one's turn, connecting, and the answer to one call, each. systemd's own clients wait 25 s.
 pub(crate) const CALL: Duration = Duration::from_secs(15);
 /// From the answer to the end of the job.
 pub(crate) const JOB: Duration = Duration::from_secs(30);
@@ -162,11 +163,11 @@ impl Systemd {
     where
         F: Future<Output = Result<T, BusError>>,
     {
-        let outcome = match self.bus().await {
-            Ok(bus) => {
-                // Never closed.
-                let _turn = self.calls.acquire().await;
-                call(bus).await
+        let outcome = match self.reach().await {
+            Ok((bus, turn)) => {
+                let outcome = call(bus).await;
+                drop(turn);
+                outcome
             }
             Err(error) => Err(error),
         };
@@ -174,25 +175,42 @@ impl Systemd {
         outcome
     }
 
-    /// Whoever holds the lock may be waiting for a bus that hangs: those behind do not wait one after the other.
+    /// Whoever holds the lock may be waiting for a systemd that hangs: those behind do not wait one after the other.
     async fn turn<'a, T>(
         &self,
         lock: &'a tokio::sync::Mutex<T>,
     ) -> Result<tokio::sync::MutexGuard<'a, T>, BusError> {
-        let limit = self.limits.call;
-        let call = "another's call, which came before,";
-        let turn = tokio::time::timeout(limit, lock.lock()).await;
-        turn.map_err(|_| BusError::Timeout { call, limit })
+        let turn = timeout_at(Instant::now() + self.limits.call, lock.lock()).await;
+        turn.map_err(|_| self.late())
     }
 
-    async fn bus(&self) -> Result<Arc<Bus>, BusError> {
-        let mut known = self.turn(&self.bus).await?;
-        if let Some(bus) = known.as_ref().filter(|bus| !bus.closed()) {
-            return Ok(bus.clone());
+    fn late(&self) -> BusError {
+        BusError::Timeout {
+            call: "another's call, which came before,",
+            limit: self.limits.call,
         }
-        let bus = Arc::new(Bus::connect(&self.address, self.limits.call).await?);
-        *known = Some(bus.clone());
-        Ok(bus)
+    }
+
+    /// The bus and the right to make a call. Those before us may be waiting for a bus that hangs: all the waiting for others has
+    /// one deadline, so that those behind do not wait one after the other.
+    async fn reach(&self) -> Result<(Arc<Bus>, SemaphorePermit<'_>), BusError> {
+        let until = Instant::now() + self.limits.call;
+        let mut known = timeout_at(until, self.bus.lock())
+            .await
+            .map_err(|_| self.late())?;
+        let bus = match known.as_ref().filter(|bus| !bus.closed()) {
+            Some(bus) => bus.clone(),
+            None => {
+                let bus = Arc::new(Bus::connect(&self.address, self.limits.call).await?);
+                *known = Some(bus.clone());
+                bus
+            }
+        };
+        drop(known);
+        // It is never closed: no turn is as good as a late one.
+        let turn = timeout_at(until, self.calls.acquire()).await.ok();
+        let turn = turn.and_then(Result::ok).ok_or_else(|| self.late())?;
+        Ok((bus, turn))
     }
 
     fn note(&self, error: Option<&BusError>) {

@@ -16,7 +16,7 @@ use crate::Kind;
 const SHORT: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
+pub(crate) enum Mood {
     Well,
     /// Takes the call and says nothing.
     Hung,
@@ -37,11 +37,14 @@ enum Failure {
 }
 
 #[derive(Clone)]
-struct Manager {
+pub(crate) struct Manager {
     mood: Mood,
-    units: Arc<Mutex<BTreeMap<String, BTreeMap<String, String>>>>,
+    pub units: Arc<Mutex<BTreeMap<String, BTreeMap<String, String>>>>,
+    /// What it does to the unit's cgroup when a property is set.
+    pub rewrites: Arc<Mutex<Option<Rewrite>>>,
 }
 
+type Rewrite = Box<dyn Fn() + Send>;
 type Properties = Vec<(String, OwnedValue)>;
 
 #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
@@ -82,6 +85,9 @@ impl Manager {
             .ok_or_else(|| Failure::NoSuchUnit(name.clone()))?;
         for (key, value) in properties {
             unit.insert(key, format!("{:?}", zbus::zvariant::Value::from(value)));
+        }
+        if let Some(rewrite) = &*self.rewrites.lock().unwrap() {
+            rewrite();
         }
         Ok(())
     }
@@ -130,20 +136,21 @@ impl Manager {
     }
 }
 
-struct Lab {
-    systemd: Systemd,
-    manager: Manager,
+pub(crate) struct Lab {
+    pub systemd: Systemd,
+    pub manager: Manager,
     /// Dropped, the manager hangs up.
     connections: Arc<Mutex<Vec<zbus::Connection>>>,
     _dir: tempfile::TempDir,
 }
 
-fn lab(mood: Mood) -> Lab {
+pub(crate) fn lab(mood: Mood) -> Lab {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bus");
     let manager = Manager {
         mood,
         units: Arc::default(),
+        rewrites: Arc::default(),
     };
     let connections = Arc::new(Mutex::new(Vec::new()));
     let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -312,6 +319,29 @@ async fn a_hung_systemd_is_given_up() {
     assert_eq!(error.kind(), Kind::DeadlineExceeded);
     assert!(error.to_string().contains("D-Bus"), "{error}");
     assert!(lab.systemd.trouble().unwrap().contains("did not answer"));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_others_longer_than_for_systemd() {
+    let lab = lab(Mood::Well);
+    lab.systemd.version().await.unwrap();
+    let late = async |what: &str| {
+        let begun = Instant::now();
+        let asked = tokio::time::timeout(SHORT * 20, lab.systemd.version()).await;
+        let error = asked.expect(what).expect_err(what);
+        assert!(begun.elapsed() < SHORT * 10, "{what}: {:?}", begun.elapsed());
+        assert_eq!(error.kind(), Kind::DeadlineExceeded, "{what}");
+        assert!(error.to_string().contains("came before"), "{error}");
+    };
+    let all = lab.systemd.calls.acquire_many(CALLS as u32).await.unwrap();
+    late("calls that hang").await;
+    drop(all);
+    lab.systemd.version().await.unwrap();
+    let connecting = lab.systemd.bus.lock().await;
+    late("a connection that hangs").await;
+    drop(connecting);
+    lab.systemd.version().await.unwrap();
+    assert_eq!(lab.systemd.trouble(), None);
 }
 
 #[tokio::test]
