@@ -215,6 +215,34 @@ fn a_volume_at_etc_does_not_take_the_pods_names_away() {
         ),
         format!("mine\n1.2.3.4 named\n{hostname}names\n")
     );
+    // By now there is something in it to mount them on; in an empty one that is read-only there is not.
+    let readonly = |host: &Path| Mount {
+        readonly: true,
+        ..mount("/etc", host)
+    };
+    let named = |name: &str, mounts: Vec<Mount>| {
+        let mut spec = with_mounts(&node, mounts);
+        spec.metadata.name = name.into();
+        spec
+    };
+    let second = node.run(&pod, named("second", vec![readonly(&etc)]));
+    assert_eq!(
+        node.sh(&second, "cat /etc/own /etc/hostname"),
+        format!("mine\n{hostname}")
+    );
+    let empty = node.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let refused = node
+        .block_on(
+            node.engine()
+                .create_container(&pod, named("third", vec![readonly(&empty)])),
+        )
+        .unwrap_err()
+        .chain();
+    assert!(
+        refused.contains("/etc/") && refused.contains("read-only file system"),
+        "{refused}"
+    );
     node.remove_pod(&pod);
     node.assert_clean();
 }

@@ -57,12 +57,14 @@ pub(crate) fn all(inputs: &Inputs<'_>, modes: &Modes) -> Result<Vec<Mount>, Inva
             .iter()
             .any(|mount| own.destination().starts_with(mount.destination()))
     });
-    // The pod's own files lie over a volume at /etc: without them it would have no names.
+    // The pod's own files lie over a volume at /etc: without them it would have no names. Not over one that propagates outward:
+    // they would lie over the host's own files.
     let mut files = pod_files(inputs, modes.user.is_some());
     files.retain(|own| {
-        !wanted
+        let over = wanted
             .iter()
-            .any(|mount| own.destination() == mount.destination())
+            .rfind(|mount| own.destination().starts_with(mount.destination()));
+        over.is_none_or(|mount| own.destination() != mount.destination() && !propagates(mount))
     });
     let (before, below): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|mount| {
         files
@@ -73,6 +75,11 @@ pub(crate) fn all(inputs: &Inputs<'_>, modes: &Modes) -> Result<Vec<Mount>, Inva
     list.extend(files);
     list.extend(below);
     Ok(list)
+}
+
+fn propagates(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    options.iter().any(|option| option == "rshared")
 }
 
 fn depth(path: &Path) -> usize {

@@ -8,6 +8,8 @@ use holdfast_model::{
 use oci_spec::runtime::Capability;
 use serde_json::Value;
 
+mod volumes;
+
 use super::*;
 use crate::lsm::{AppArmor, Selinux};
 
@@ -545,43 +547,6 @@ fn a_user_namespace_brings_its_maps() {
         .find(|mount| mount["destination"] == "/sys")
         .unwrap();
     assert_eq!(sys["type"], "bind");
-}
-
-#[test]
-fn what_the_client_mounts_replaces_the_default() {
-    let mut case = case();
-    let mount = |path: &str| Mount {
-        container_path: path.into(),
-        host_path: "/srv".into(),
-        ..Mount::default()
-    };
-    case.container.mounts = vec![mount("/dev/shm"), mount("/sys"), mount("/etc/./resolv.conf")];
-    let json = case.json();
-    let destinations: Vec<&str> = json["mounts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|mount| mount["destination"].as_str().unwrap())
-        .collect();
-    for path in ["/dev/shm", "/sys", "/etc/resolv.conf"] {
-        assert_eq!(
-            destinations
-                .iter()
-                .filter(|destination| **destination == path)
-                .count(),
-            1,
-            "{path}"
-        );
-    }
-    assert!(!destinations.contains(&"/sys/fs/cgroup"));
-    case.container.mounts = vec![Mount {
-        options: vec!["remount".into()],
-        ..mount("/x")
-    }];
-    assert!(
-        case.error()
-            .starts_with("mounts[0].mount_options: \"remount\" is not one of")
-    );
 }
 
 #[test]
