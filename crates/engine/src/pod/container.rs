@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::{ContainerEvent, ContainerId, ContainerRecord, ContainerState, Illegal, Resources};
-use holdfast_monitor_api::ContainerDescriptors;
+use holdfast_monitor_api::message::FailureKind;
+use holdfast_monitor_api::{ContainerDescriptors, Error as MonitorError};
 use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -26,6 +27,8 @@ pub(super) struct Container {
     /// Created, but nobody was there to hear it.
     pub unclaimed_until: Option<Instant>,
     pub starting: Option<Waiters<()>>,
+    /// The client has been told that it was not started, though it may be yet.
+    pub given_up: bool,
     pub stop: Option<Stop>,
     /// Somebody (or a roll-back) wants it gone.
     pub removal: Option<Waiters<()>>,
@@ -69,6 +72,7 @@ impl Container {
             creating: None,
             unclaimed_until: None,
             starting: None,
+            given_up: false,
             stop: None,
             removal: None,
             removal_running: false,
@@ -145,6 +149,32 @@ impl Container {
             stop.kill_sent();
         }
         send
+    }
+
+    /// What a signal that was not delivered means for the stop under way; `false`: that it has failed.
+    pub(super) fn not_signalled(&mut self, cause: Option<&MonitorError>) -> bool {
+        match cause {
+            _ if !self.live() => true,
+            // It has ended by itself. The monitor says so before its exit, which waits for the log; should that never come, the
+            // stop's own bound ends the wait.
+            Some(MonitorError::Refused {
+                kind: FailureKind::NotFound,
+                ..
+            }) => true,
+            Some(MonitorError::Gone) => {
+                self.signal_again();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The monitor is being looked for or replaced: the stop goes on with the one that comes.
+    pub(super) fn signal_again(&mut self) {
+        if let Some(stop) = &mut self.stop {
+            stop.killed = false;
+            stop.due = Instant::now() + bounds::RETRY_FIRST;
+        }
     }
 
     /// What is due by now.
@@ -243,6 +273,43 @@ mod tests {
         assert!(one.stop.as_ref().unwrap().due < first);
         assert_eq!(one.request_stop(Duration::ZERO, None), Send::Kill);
         assert_eq!(one.request_stop(Duration::ZERO, None), Send::Nothing);
+    }
+
+    #[tokio::test]
+    async fn one_that_has_ended_is_killed_once_and_not_waited_for_without_end() {
+        let ended = MonitorError::Refused {
+            kind: FailureKind::NotFound,
+            message: "it has exited".into(),
+            errno: 0,
+        };
+        let mut one = container(ContainerState::Running);
+        let (reply, mut told) = tokio::sync::oneshot::channel();
+        assert_eq!(one.request_stop(Duration::ZERO, Some(reply)), Send::Kill);
+        let due = one.stop.as_ref().unwrap().due;
+        // As the owner does for as long as a removal is wanted.
+        for _ in 0..3 {
+            assert!(one.not_signalled(Some(&ended)));
+            assert_eq!(one.request_stop(Duration::ZERO, None), Send::Nothing);
+            assert_eq!(one.on_time(Instant::now()), Send::Nothing);
+            assert_eq!(one.next_deadline(), Some(due));
+        }
+        assert!(told.try_recv().is_err());
+        assert!(due <= Instant::now() + bounds::KILL);
+        assert_eq!(one.on_time(due), Send::Nothing);
+        let error = told.await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), crate::Kind::DeadlineExceeded);
+        assert!(one.stop.is_none());
+    }
+
+    #[tokio::test]
+    async fn one_whose_monitor_was_lost_is_killed_by_the_next() {
+        let mut one = container(ContainerState::Running);
+        assert_eq!(one.request_stop(Duration::ZERO, None), Send::Kill);
+        assert!(one.not_signalled(Some(&MonitorError::Gone)));
+        assert_eq!(one.on_time(Instant::now()), Send::Nothing);
+        assert_eq!(one.on_time(Instant::now() + bounds::RETRY_FIRST), Send::Kill);
+        // Any other refusal ends the stop.
+        assert!(!one.not_signalled(None));
     }
 
     #[tokio::test]

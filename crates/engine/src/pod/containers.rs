@@ -339,8 +339,10 @@ impl Pod {
             }
             Err(error) => {
                 let cause = error.monitor_cause();
-                // It may yet come to run. What was told as not started must not: the client makes another.
-                if matches!(cause, Some(MonitorError::Deadline { .. })) {
+                // It may yet come to run. What was told as not started must not: the client makes another. Where the monitor was
+                // lost meanwhile, the one that is found or takes over is told (`reconcile`).
+                if matches!(cause, Some(MonitorError::Deadline { .. } | MonitorError::Gone)) {
+                    container.given_up = true;
                     self.stop_container(id, Duration::ZERO, None);
                 } else if matches!(cause, Some(MonitorError::Refused { kind, .. }) if *kind != FailureKind::Precondition)
                     && container.apply(ContainerEvent::StartFailed).is_ok()
@@ -392,7 +394,10 @@ impl Pod {
             Send::Kill => (Signal::KILL.number(), true),
         };
         let Some(client) = self.client() else {
-            self.signal_failed(id, self.no_monitor());
+            match self.containers.get_mut(&id).filter(|_| self.relinking) {
+                Some(container) => container.signal_again(),
+                None => self.signal_failed(id, self.no_monitor()),
+            }
             return;
         };
         self.work.spawn(async move {
@@ -407,23 +412,7 @@ impl Pod {
         let Some(container) = self.containers.get_mut(&id) else {
             return;
         };
-        // It may have ended by itself meanwhile (the monitor says so before its exit, which waits for the log), or its monitor is
-        // being replaced: then the time-out decides.
-        let passing = matches!(
-            error.monitor_cause(),
-            Some(
-                MonitorError::Gone
-                    | MonitorError::Refused {
-                        kind: FailureKind::NotFound,
-                        ..
-                    }
-            )
-        );
-        if !container.live() || passing {
-            if let Some(stop) = container.stop.as_mut() {
-                stop.killed = false;
-                stop.due = Instant::now() + Duration::from_secs(1);
-            }
+        if container.not_signalled(error.monitor_cause()) {
             return;
         }
         warn!(container = %id, "{}", error.chain());

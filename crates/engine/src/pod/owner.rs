@@ -59,7 +59,7 @@ pub(crate) struct Pod {
     removal: Option<Waiters<()>>,
     removal_running: bool,
     pub(super) recovering: Option<oneshot::Sender<()>>,
-    relinking: bool,
+    pub(super) relinking: bool,
     finished: bool,
     pub(super) told: Told,
     pub(super) updates: Queue<PodResources>,

@@ -1,5 +1,7 @@
 //! What a monitor knows, compared with what the records say.
 
+use std::time::Duration;
+
 use holdfast_model::{ContainerEvent, ContainerId, ContainerState, SandboxState};
 use holdfast_monitor_api::message::Phase;
 use holdfast_monitor_api::{InventoryContainer, MonitorInventory};
@@ -116,6 +118,11 @@ impl Pod {
         container.vault = descriptors;
         if entry.pid > 0 {
             container.edit().pid = Some(entry.pid);
+        }
+        if container.given_up {
+            info!(container = %id, "was told as not started: it is killed");
+            self.stop_container(id, Duration::ZERO, None);
+            return;
         }
         // The daemon ended between the start and its record.
         if entry.phase == i32::from(Phase::Running)
