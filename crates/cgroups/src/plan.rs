@@ -37,6 +37,38 @@ impl Change {
         let lines = self.before.iter();
         lines.map(|(file, line)| (file.as_str(), line.trim())).collect()
     }
+
+    /// The memory limit of version 2 that putting it back would set.
+    fn memory_before(&self) -> Option<u64> {
+        let mut lines = self.before.iter();
+        let (_, line) = lines.find(|(file, _)| file == MEMORY_MAX)?;
+        line.trim().parse().ok()
+    }
+
+    /// Whether another changes the same thing: the same file, or in one of lines the same line.
+    fn same_place(&self, other: &Self) -> bool {
+        let place = |change: &Self| undo::key(&change.file, &change.value).map(str::to_owned);
+        self.hierarchy == other.hierarchy && self.file == other.file && place(self) == place(other)
+    }
+}
+
+impl Plan {
+    /// As one with an earlier plan that could not be taken back whole: taken back, everything is as it was before that one.
+    #[must_use]
+    pub fn after(self, earlier: &Self) -> Self {
+        let mut changes = earlier.changes.clone();
+        let warnings = self.warnings.clone();
+        changes.extend(self.without(earlier).changes);
+        Self { changes, warnings }
+    }
+
+    /// What of it another does not change.
+    #[must_use]
+    pub fn without(mut self, other: &Self) -> Self {
+        self.changes
+            .retain(|change| !other.changes.iter().any(|known| known.same_place(change)));
+        self
+    }
 }
 
 /// Everything that an update changes, in the order in which the kernel takes it.
@@ -126,7 +158,7 @@ impl Cgroup {
     }
 
     /// Puts everything back as it was when the plan was made; for one that was carried out, in part or in full. Returns
-    /// what could not be.
+    /// what could not be: among it a memory limit that something has outgrown meanwhile, and cannot be reclaimed down to.
     #[must_use]
     pub fn take_back(&self, plan: &Plan) -> Vec<Error> {
         self.undo(&plan.changes)
@@ -135,10 +167,7 @@ impl Cgroup {
     fn undo(&self, changes: &[Change]) -> Vec<Error> {
         let mut left = Vec::new();
         for change in changes.iter().rev() {
-            let write = |file: &str, line: &str| {
-                let root = self.root_at(&change.hierarchy)?;
-                io::write(root, &self.dir_in(root), file, line)
-            };
+            let write = |file: &str, line: &str| self.write(self.root_at(&change.hierarchy)?, file, line);
             if change.was_empty && write(&change.file, "\n").is_ok() {
                 continue;
             }
@@ -149,27 +178,42 @@ impl Cgroup {
         left
     }
 
+    /// What of a plan can be put back without killing anything, for who has somebody else do it: all but memory limits
+    /// below what is in use.
+    #[must_use]
+    pub fn bearable(&self, plan: &Plan) -> Plan {
+        let bearable = |change: &&Change| match (change.memory_before(), self.root_at(&change.hierarchy)) {
+            (Some(limit), Ok(root)) => self.make_room(root, limit).is_ok(),
+            _ => true,
+        };
+        Plan {
+            changes: plan.changes.iter().filter(bearable).cloned().collect(),
+            warnings: Vec::new(),
+        }
+    }
+
     fn change(&self, change: &Change) -> Result<(), Error> {
-        let root = self.root_at(&change.hierarchy)?;
-        if change.file == MEMORY_MAX
-            && let Ok(limit) = change.value.trim().parse()
+        self.write(self.root_at(&change.hierarchy)?, &change.file, &change.value)
+    }
+
+    fn write(&self, root: &Root, file: &str, value: &str) -> Result<(), Error> {
+        if file == MEMORY_MAX
+            && let Ok(limit) = value.trim().parse()
         {
             self.make_room(root, limit)?;
         }
-        let written = io::write(root, &self.dir_in(root), &change.file, &change.value);
+        let written = io::write(root, &self.dir_in(root), file, value);
         match written {
-            Err(error) if MEMORY_LIMIT.contains(&change.file.as_str()) => {
-                Err(self.in_use(root, change, error))
-            }
+            Err(error) if MEMORY_LIMIT.contains(&file) => Err(self.in_use(root, (file, value), error)),
             other => other,
         }
     }
 
     /// Of version 1: what the kernel's "busy" means here.
-    fn in_use(&self, root: &Root, change: &Change, error: Error) -> Error {
-        match (error.errno(), change.value.parse(), self.stats()) {
+    fn in_use(&self, root: &Root, (file, value): (&str, &str), error: Error) -> Error {
+        match (error.errno(), value.trim().parse(), self.stats()) {
             (Some(libc::EBUSY), Ok(limit), Ok(stats)) => Error::InUse {
-                file: io::name(root, &self.dir_in(root), &change.file),
+                file: io::name(root, &self.dir_in(root), file),
                 limit,
                 usage: stats.memory.usage,
             },
@@ -203,5 +247,43 @@ impl Cgroup {
             path: at.to_owned(),
             problem: "is no cgroup file system any more",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(file: &str, value: &str, before: &str) -> Change {
+        Change {
+            hierarchy: "/sys/fs/cgroup".into(),
+            file: file.into(),
+            value: value.into(),
+            before: vec![(file.into(), before.into())],
+            was_empty: false,
+        }
+    }
+
+    #[test]
+    fn of_two_plans_the_earlier_says_what_a_file_held() {
+        let plan = |changes: &[Change]| Plan {
+            changes: changes.to_vec(),
+            warnings: Vec::new(),
+        };
+        let earlier = plan(&[
+            change("memory.max", "9", "5"),
+            change("io.max", "8:0 rbps=2", "8:0 rbps=1"),
+        ]);
+        let later = plan(&[
+            change("cpu.weight", "7", "3"),
+            change("memory.max", "12", "9"),
+            change("io.max", "8:16 rbps=2", "8:16 rbps=max"),
+        ]);
+        let both = later.clone().after(&earlier);
+        let mut expect = earlier.changes.clone();
+        expect.extend([later.changes[0].clone(), later.changes[2].clone()]);
+        assert_eq!(both.changes, expect);
+        // However often it fails, it does not grow.
+        assert_eq!(later.after(&both), both);
     }
 }

@@ -19,6 +19,8 @@ const WEIGHT_IDLE: u64 = 0;
 /// A transient unit's `CPUQuota=` is kept in whole percent, so 10 ms of each second: a quota in between is rounded up,
 /// lest the container be given less after a reload than it was promised.
 const QUOTA_STEP: u64 = 10_000;
+/// What `memory.limit_in_bytes` reads where there is no limit: the largest number of whole pages, whatever their size.
+const UNLIMITED: u64 = (i64::MAX as u64) - (1 << 20);
 /// CPU and node numbers that make sense.
 const MAX_LIST: usize = 8192;
 
@@ -73,13 +75,18 @@ pub fn properties(limits: &Limits, stage: Stage, mode: Mode) -> Result<Vec<Prope
     Ok(out.0)
 }
 
-/// The properties that say what the files held before `plan`: systemd forgets an update with them. For version 2; on
-/// version 1 no file that an update changes has its value in a property alone.
-pub fn before(plan: &Plan) -> Result<Vec<Property>, Error> {
+/// The properties that say what the files held before `plan`: systemd forgets an update with them. Of the files that
+/// [`properties`] speaks of, no others: systemd would be told of what it has not been told.
+pub fn before(plan: &Plan, mode: Mode) -> Result<Vec<Property>, Error> {
     let mut out = Properties(Vec::new());
     // In the order in which the files are put back.
-    for (file, value) in plan.changes.iter().rev().flat_map(Change::held) {
-        out.unified(file, value)?;
+    let held: Vec<(&str, &str)> = plan.changes.iter().rev().flat_map(Change::held).collect();
+    if mode == Mode::Unified {
+        for (file, value) in held {
+            out.unified(file, value)?;
+        }
+    } else {
+        out.legacy(&held)?;
     }
     Ok(out.0)
 }
@@ -192,6 +199,38 @@ impl Properties {
                 self.set(name, Value::Rates(all));
             }
         }
+    }
+
+    /// Files of version 1, and `pids.max`, which is the same on both.
+    fn legacy(&mut self, held: &[(&str, &str)]) -> Result<(), Error> {
+        let (mut quota, mut period) = (None, None);
+        for (file, value) in held {
+            let value = value.trim();
+            match *file {
+                "cpu.shares" => self.set("CPUShares", Value::Number(number(file, value)?)),
+                // Both are one property, which comes last.
+                "cpu.cfs_quota_us" => quota = Some(value),
+                "cpu.cfs_period_us" => period = Some(number(file, value)?),
+                "memory.limit_in_bytes" => {
+                    let limit = match value {
+                        "-1" => INFINITY,
+                        text => number(file, text)?,
+                    };
+                    let limit = if limit >= UNLIMITED { INFINITY } else { limit };
+                    self.set("MemoryLimit", Value::Number(limit));
+                }
+                "pids.max" => self.unified(file, value)?,
+                _ => {}
+            }
+        }
+        match quota {
+            // Less than nothing: no quota.
+            Some(text) if text.starts_with('-') => self.bandwidth(None, period),
+            Some(text) => self.bandwidth(Some(number("cpu.cfs_quota_us", text)?), period),
+            None if period.is_some() => self.bandwidth(None, period),
+            None => {}
+        }
+        Ok(())
     }
 
     /// One of version 2's own files. What systemd has no property for is not in its way.
@@ -432,6 +471,99 @@ mod tests {
         limits.unified.insert("memory.low".into(), "plenty".into());
         assert!(properties(&limits, Stage::All, Mode::Unified).is_err());
         assert!(properties(&limits, Stage::Create, Mode::Unified).is_ok());
+    }
+
+    /// A file, what is written to have it back, and whether it was empty.
+    type Held<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+
+    /// A plan as it is kept in a record.
+    fn plan(changes: &[Held<'_>]) -> Plan {
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|(file, before, was_empty)| {
+                serde_json::json!({"hierarchy": "/sys/fs/cgroup", "file": file, "value": "7",
+                    "before": before, "was_empty": was_empty})
+            })
+            .collect();
+        serde_json::from_value(serde_json::json!({"changes": changes, "warnings": []})).unwrap()
+    }
+
+    fn held(plan: &Plan, mode: Mode) -> Vec<String> {
+        let told = before(plan, mode).unwrap().into_iter();
+        told.map(|it| match it.value {
+            Value::Number(INFINITY) => format!("{}=infinity", it.name),
+            Value::Number(number) => format!("{}={number}", it.name),
+            other => format!("{}={other:?}", it.name),
+        })
+        .collect()
+    }
+
+    #[test]
+    fn what_an_update_found_is_told_as_properties() {
+        let found = plan(&[
+            ("cpu.max", &[("cpu.max", "max 100000")], false),
+            ("cpuset.cpus", &[("cpuset.cpus", "0-1")], true),
+            ("cpu.idle", &[("cpu.idle", "0"), ("cpu.weight", "39")], false),
+            ("memory.max", &[("memory.max", "max")], false),
+            ("memory.swap.max", &[("memory.swap.max", "0")], false),
+            ("pids.max", &[("pids.max", "9\n")], false),
+            ("hugetlb.2MB.max", &[("hugetlb.2MB.max", "0")], false),
+        ]);
+        assert_eq!(
+            held(&found, Mode::Unified),
+            [
+                "TasksMax=9",
+                "MemorySwapMax=0",
+                "MemoryMax=infinity",
+                "CPUWeight=39",
+                // An empty list is the parent's.
+                "AllowedCPUs=Bytes([])",
+                "CPUQuotaPeriodUSec=100000",
+                "CPUQuotaPerSecUSec=infinity",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_an_update_found_is_told_on_version_1_too() {
+        let found = plan(&[
+            ("cpu.shares", &[("cpu.shares", "512")], false),
+            ("cpu.cfs_period_us", &[("cpu.cfs_period_us", "50000")], false),
+            ("cpu.cfs_quota_us", &[("cpu.cfs_quota_us", "25000")], false),
+            ("cpuset.cpus", &[("cpuset.cpus", "0-1")], false),
+            (
+                "memory.limit_in_bytes",
+                &[("memory.limit_in_bytes", "9223372036854771712")],
+                false,
+            ),
+            (
+                "memory.memsw.limit_in_bytes",
+                &[("memory.memsw.limit_in_bytes", "5")],
+                false,
+            ),
+            ("pids.max", &[("pids.max", "max")], false),
+        ]);
+        let told = [
+            "TasksMax=infinity",
+            "MemoryLimit=infinity",
+            "CPUShares=512",
+            "CPUQuotaPeriodUSec=50000",
+            "CPUQuotaPerSecUSec=500000",
+        ];
+        assert_eq!(held(&found, Mode::Hybrid), told);
+        assert_eq!(held(&found, Mode::Legacy), told);
+        let limit = plan(&[
+            (
+                "memory.limit_in_bytes",
+                &[("memory.limit_in_bytes", "4096")],
+                false,
+            ),
+            ("cpu.cfs_quota_us", &[("cpu.cfs_quota_us", "-1")], false),
+        ]);
+        assert_eq!(
+            held(&limit, Mode::Hybrid),
+            ["MemoryLimit=4096", "CPUQuotaPerSecUSec=infinity"]
+        );
     }
 
     #[test]

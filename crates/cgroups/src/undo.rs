@@ -36,6 +36,16 @@ pub(crate) fn before(file: &str, value: &str, text: &str) -> Vec<String> {
     }
 }
 
+/// The line of a file that a write changes, where it changes one and leaves the others: of a device, or a resource.
+pub(crate) fn key<'a>(file: &str, value: &'a str) -> Option<&'a str> {
+    let of_lines = matches!(file, "io.max" | "io.latency" | "rdma.max" | "misc.max")
+        || file.starts_with("blkio.throttle.")
+        || file.ends_with("weight_device")
+        || (file.starts_with("io.") && file.ends_with("weight"));
+    let first = value.split_whitespace().next();
+    first.filter(|word| of_lines && (!file.ends_with("weight") || word.contains(':')))
+}
+
 /// Where version 2 shows what an empty list comes to.
 pub(crate) fn effective(file: &str) -> Option<&'static str> {
     match file {
@@ -65,6 +75,17 @@ fn default_weight(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_told_apart() {
+        assert_eq!(key("io.max", "8:0 rbps=1"), Some("8:0"));
+        assert_eq!(key("io.weight", "8:0 5"), Some("8:0"));
+        assert_eq!(key("io.weight", "default 5"), None);
+        assert_eq!(key("blkio.throttle.read_bps_device", "8:0 5"), Some("8:0"));
+        assert_eq!(key("blkio.bfq.weight_device", "8:0 5"), Some("8:0"));
+        assert_eq!(key("cpu.max", "5 100000"), None);
+        assert_eq!(key("memory.max", "5"), None);
+    }
 
     #[test]
     fn what_was_there_is_written_again() {

@@ -159,6 +159,37 @@ fn an_update_goes_in_any_direction() {
 }
 
 #[test]
+fn a_limit_that_was_outgrown_is_not_put_back_and_kills_nothing() {
+    let it = Fixture::new("outgrown");
+    it.cgroup
+        .apply(&limits(50_000, 100_000, 1024, 8 * MIB), Stage::All)
+        .unwrap();
+    let plan = it.cgroup.plan(&limits(20_000, 100_000, 512, 64 * MIB)).unwrap();
+    it.cgroup
+        .carry_out(&plan)
+        .map_err(|refused| refused.error)
+        .unwrap();
+    let (mut child, _stop) = holding(&it.cgroup);
+    let left = it.cgroup.take_back(&plan);
+    assert!(child.try_wait().unwrap().is_none(), "it was killed");
+    assert_eq!(it.cgroup.oom_kills().unwrap(), 0);
+    assert!(
+        left.iter()
+            .any(|error| matches!(error, Error::InUse { limit, .. } if *limit == 8 << 20)),
+        "{left:?}"
+    );
+    assert_eq!(it.cgroup.stats().unwrap().memory.limit, Some(64 << 20));
+    // What nothing is in the way of is put back all the same.
+    let quota = it.either("cpu.cfs_quota_us", "cpu.max");
+    assert!(quota.starts_with("50000"), "{quota}");
+    let rest = it.cgroup.bearable(&plan);
+    let files: Vec<_> = rest.changes.iter().map(|change| change.file.as_str()).collect();
+    assert!(!files.contains(&"memory.max"), "{files:?}");
+    it.cgroup.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn an_update_that_is_refused_leaves_everything_as_it_was() {
     let it = Fixture::new("refused");
     it.cgroup

@@ -8,7 +8,7 @@ use holdfast_cgroups::{Cgroup, Hierarchy, Limits, Mode};
 use holdfast_engine::{Error, Kind};
 use holdfast_model::{HugepageLimit, Resources};
 use holdfast_store::{Record, Records};
-use node::Node;
+use node::{Node, wait};
 use serde::{Deserialize, Serialize};
 
 const MIB: i64 = 1 << 20;
@@ -304,17 +304,72 @@ fn an_update_that_was_cut_off_is_taken_back() {
     let plan = own.plan(&limits).unwrap();
     own.carry_out(&plan).map_err(|refused| refused.error).unwrap();
     assert_eq!((quota(&path).as_str(), memory(&path)), ("20000", Some(128 << 20)));
-    let store = Records::<Raw>::open(node.path("root").join("records/containers")).unwrap();
-    let mut raw = store.records.into_iter().find(|(key, _)| *key == id).unwrap().1;
-    raw.0["undo"] = serde_json::json!({ "plan": plan, "score": true });
-    store.store.put(&id, &raw).unwrap();
+    leave_journal(&node, &id, serde_json::json!({ "plan": plan, "score": true }));
     std::fs::write(format!("/proc/{}/oom_score_adj", record.pid.unwrap()), "900").unwrap();
 
     node.open();
+    taken_back(&node, &id);
     assert_eq!((quota(&path), memory(&path), shares(&path)), before);
     assert_eq!(score(record.pid.unwrap()), 100);
-    assert_eq!(node.status(&id).undo, None);
     assert_eq!(node.status(&id).spec.resources, record.spec.resources);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+fn taken_back(node: &Node, id: &str) {
+    wait("the update to be taken back", || {
+        node.status(id).undo.is_none().then_some(())
+    });
+}
+
+/// Puts a journal into a container's record while there is no daemon.
+fn leave_journal(node: &Node, id: &str, undo: serde_json::Value) {
+    let store = Records::<Raw>::open(node.path("root").join("records/containers")).unwrap();
+    let mut raw = store.records.into_iter().find(|(key, _)| *key == id).unwrap().1;
+    raw.0["undo"] = undo;
+    store.store.put(id, &raw).unwrap();
+}
+
+#[test]
+fn what_cannot_be_taken_back_stays_on_record_until_it_can_or_the_container_ends() {
+    let mut node = Node::new("owed");
+    let pod = node.run_pod(node.host_pod("one"));
+    let id = node.run(&pod, sleeper(&node));
+    let path = node.status(&id).cgroup.clone();
+    let own = cgroup(&path);
+    let limits = Limits {
+        cpu: holdfast_cgroups::Cpu {
+            shares: Some(7),
+            ..holdfast_cgroups::Cpu::default()
+        },
+        ..Limits::default()
+    };
+    let plan = serde_json::to_value(own.plan(&limits).unwrap()).unwrap();
+    // Of a hierarchy that there is not.
+    let mut elsewhere = plan.clone();
+    elsewhere["changes"][0]["hierarchy"] = "/nowhere".into();
+    let journal = serde_json::json!({ "plan": elsewhere, "score": false });
+    node.crash();
+    leave_journal(&node, &id, journal.clone());
+    node.open();
+    // An update has its turn after the attempt, and what it does not touch is not forgotten for it.
+    let wanted = Resources {
+        memory_limit: Some(96 * MIB),
+        ..Resources::default()
+    };
+    update(&node, &id, wanted).unwrap();
+    assert_eq!(memory(&path), Some(96 << 20));
+    assert_eq!(node.status(&id).undo, Some(journal.clone()));
+    node.crash();
+    node.open();
+    assert_eq!(node.status(&id).undo, Some(journal));
+
+    // Where nothing runs any more there is nothing to be done.
+    node.block_on(node.engine().stop_container(&id, std::time::Duration::ZERO))
+        .unwrap();
+    node.crash();
+    node.open();
+    taken_back(&node, &id);
     node.remove_pod(&pod);
     node.assert_clean();
 }

@@ -76,6 +76,12 @@ impl SandboxRecord {
         self.state == SandboxState::Ready
     }
 
+    /// Whether anything of it can be in its cgroup. What is stopped or being removed has nothing there any more, and a sandbox that
+    /// is made anew is given its predecessor's.
+    pub fn in_its_cgroup(&self) -> bool {
+        !matches!(self.state, SandboxState::Stopped | SandboxState::Removing)
+    }
+
     /// The cgroup of pause (the pod's own id) or of a container, relative to the hierarchy's root.
     pub fn cgroup_of(&self, id: &str) -> String {
         match self.cgroup_driver {

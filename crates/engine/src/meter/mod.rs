@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use holdfast_cgroups::Stats;
-use holdfast_model::{ContainerId, ContainerRecord, ContainerState, SandboxId, SandboxRecord, SandboxState};
+use holdfast_model::{ContainerId, ContainerRecord, ContainerState, SandboxId, SandboxRecord};
 use holdfast_network::PodLinks;
 use tokio::sync::Notify;
 
@@ -216,10 +216,7 @@ impl Shared {
     /// Whether a pod has its cgroup to itself: given by its maker, and no other pod was given the same.
     fn alone(&self) -> impl Fn(&SandboxRecord) -> bool {
         let mut pods: HashMap<String, usize> = HashMap::new();
-        // A sandbox that was made anew has its predecessor's; that one has nothing in it any more.
-        let present = |record: &Arc<SandboxRecord>| {
-            !matches!(record.state, SandboxState::Stopped | SandboxState::Removing)
-        };
+        let present = |record: &Arc<SandboxRecord>| record.in_its_cgroup();
         for record in self.views.sandboxes.all().into_iter().filter(present) {
             *pods.entry(record.cgroup.clone()).or_default() += 1;
         }

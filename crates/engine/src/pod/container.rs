@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use holdfast_cgroups::Limits;
 use holdfast_model::{ContainerEvent, ContainerId, ContainerRecord, ContainerState, Illegal, Resources};
 use holdfast_monitor_api::message::FailureKind;
 use holdfast_monitor_api::{ContainerDescriptors, Error as MonitorError};
@@ -10,6 +11,7 @@ use oci_spec::runtime::Spec;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::scope;
 use super::update::Queue;
 use crate::Error;
 use crate::config::bounds;
@@ -216,6 +218,11 @@ impl Container {
             .map_err(unreadable)?
             .unwrap_or_default();
         Ok(self.template.insert(Arc::new(Template { spec, seccomp })).clone())
+    }
+
+    /// What its spec limits; `None` where it cannot be read.
+    pub(super) fn limits(&mut self) -> Option<Limits> {
+        scope::limits(&self.template().ok()?.spec).ok()
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {

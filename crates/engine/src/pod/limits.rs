@@ -40,6 +40,12 @@ pub(super) struct Update {
     pub partial: Partial,
     pub kept: Kept,
     pub plan: Plan,
+    /// What could not be taken back of an earlier one.
+    pub owed: Option<Undo>,
+    /// Under the systemd driver: what the container's spec limits, which systemd does not know all of.
+    pub old: Option<Limits>,
+    /// Not all of this one could be taken back.
+    pub left: bool,
     pub reply: Reply<()>,
 }
 
@@ -59,11 +65,22 @@ pub(super) struct Partial {
     pub memory: bool,
 }
 
-/// How an update that was cut off is taken back: kept in the record as JSON.
-#[derive(Serialize, Deserialize)]
+/// How an update that was cut off, or could not be taken back whole, is taken back: kept in the record as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Undo {
     pub plan: Plan,
     pub score: bool,
+}
+
+impl Undo {
+    fn nothing(&self) -> bool {
+        self.plan.changes.is_empty() && !self.score
+    }
+
+    /// Strings and lists: there is nothing that JSON could not hold.
+    pub(super) fn to_json(&self) -> Option<serde_json::Value> {
+        serde_json::to_value(self).ok()
+    }
 }
 
 impl Update {
@@ -174,7 +191,7 @@ impl Update {
     }
 
     /// Writes everything or nothing. Blocks.
-    pub(super) fn carry_out(&self, id: &str, hierarchy: &Hierarchy) -> Result<(), Error> {
+    pub(super) fn carry_out(&mut self, id: &str, hierarchy: &Hierarchy) -> Result<(), Error> {
         let cgroup = match hierarchy.open(&self.cgroup) {
             Ok(cgroup) => cgroup,
             Err(error) => return Err(self.cgroup_failed(id, None, error)),
@@ -187,6 +204,7 @@ impl Update {
             Ok(scores) => scores,
             Err(mut failed) => {
                 let left = std::mem::take(&mut failed.left);
+                self.left |= !left.is_empty();
                 let error = self.failed(id, "oom_score_adj", (Kind::Internal, Box::new(failed)));
                 return Err(error.with_left(left));
             }
@@ -202,6 +220,7 @@ impl Update {
             Err(refused) => {
                 let mut left: Vec<String> = refused.left.iter().map(chain).collect();
                 left.extend(scores.put_back());
+                self.left |= !left.is_empty();
                 Err(self
                     .cgroup_failed(id, Some(&refused.file), refused.error)
                     .with_left(left))
@@ -220,13 +239,36 @@ impl Update {
         left
     }
 
-    pub(super) fn undo(&self) -> Option<serde_json::Value> {
-        let undo = Undo {
+    /// What takes this one back, and with it what an earlier one has left.
+    pub(super) fn undo(&self) -> Undo {
+        let own = Undo {
             plan: self.plan.clone(),
             score: self.score().is_some(),
         };
-        // Strings and lists: there is nothing that JSON could not hold.
-        serde_json::to_value(undo).ok()
+        match &self.owed {
+            Some(earlier) => Undo {
+                plan: own.plan.after(&earlier.plan),
+                score: own.score || earlier.score,
+            },
+            None => own,
+        }
+    }
+
+    /// What is still to be taken back when this one is over, `made` or not.
+    pub(super) fn owed_after(&self, made: bool) -> Option<Undo> {
+        match &self.owed {
+            // What it has set anew nobody wants back as it was.
+            Some(earlier) if made => {
+                let rest = Undo {
+                    plan: earlier.plan.clone().without(&self.plan),
+                    score: earlier.score && self.score().is_none(),
+                };
+                (!rest.nothing()).then_some(rest)
+            }
+            _ if made => None,
+            _ if self.left => Some(self.undo()),
+            earlier => earlier.clone(),
+        }
     }
 }
 
@@ -262,5 +304,77 @@ pub(super) fn take_back(hierarchy: &Hierarchy, cgroup: &str, plan: &Plan) -> Vec
         Ok(cgroup) => cgroup.take_back(plan).iter().map(chain).collect(),
         Err(error) if error.is_gone() => Vec::new(),
         Err(error) => vec![chain(&error)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(changes: &[(&str, &str)]) -> Plan {
+        let changes: Vec<_> = changes
+            .iter()
+            .map(|(file, before)| {
+                serde_json::json!({"hierarchy": "/sys/fs/cgroup", "file": file, "value": "7",
+                    "before": [(file, before)]})
+            })
+            .collect();
+        serde_json::from_value(serde_json::json!({"changes": changes, "warnings": []})).unwrap()
+    }
+
+    fn undo(changes: &[(&str, &str)], score: bool) -> Undo {
+        Undo {
+            plan: plan(changes),
+            score,
+        }
+    }
+
+    fn update(changes: &[(&str, &str)], owed: Option<Undo>, left: bool) -> Update {
+        Update {
+            target: Target::Pod,
+            cgroup: String::new(),
+            first: None,
+            clamp: false,
+            old_score: 0,
+            unit: None,
+            write: Resources::default(),
+            partial: Partial::default(),
+            kept: Kept::Nothing,
+            plan: plan(changes),
+            owed,
+            old: None,
+            left,
+            reply: tokio::sync::oneshot::channel().0,
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_taken_back_is_owed_until_it_is_set_anew() {
+        let memory = [("memory.max", "5")];
+        let both = [("memory.max", "5"), ("cpu.weight", "3")];
+        // Whole, or made: nothing is left to do.
+        assert_eq!(update(&memory, None, false).owed_after(false), None);
+        assert_eq!(update(&memory, None, false).owed_after(true), None);
+        let owed = update(&memory, None, true).owed_after(false);
+        assert_eq!(owed, Some(undo(&memory, false)));
+        // One of something else neither settles nor loses it, and is itself taken back with it.
+        let other = [("cpu.weight", "3")];
+        assert_eq!(update(&other, owed.clone(), false).owed_after(true), owed);
+        assert_eq!(update(&other, owed.clone(), false).owed_after(false), owed);
+        assert_eq!(
+            update(&other, owed.clone(), true).owed_after(false),
+            Some(undo(&both, false))
+        );
+        assert_eq!(update(&other, owed.clone(), false).undo(), undo(&both, false));
+        // One of the same thing settles it, if it is made.
+        let again = [("memory.max", "7")];
+        assert_eq!(update(&again, owed.clone(), false).owed_after(true), None);
+        assert_eq!(update(&again, owed.clone(), true).owed_after(false), owed);
+        // Scores are owed by themselves.
+        let score = Some(undo(&memory, true));
+        assert_eq!(
+            update(&again, score, false).owed_after(true),
+            Some(undo(&[], true))
+        );
     }
 }

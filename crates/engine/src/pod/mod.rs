@@ -26,6 +26,7 @@ mod run;
 mod scope;
 mod stop;
 mod streams;
+mod undo;
 mod update;
 
 use std::os::fd::OwnedFd;
@@ -149,6 +150,8 @@ enum Done {
     ContainerRemoved(ContainerId, Vec<String>),
     UpdatePlanned(Box<limits::Update>, Result<(), Error>),
     Updated(Box<limits::Update>, Result<(), Error>),
+    /// What a daemon left that died in the middle of an update; see [`undo`].
+    CutOffTakenBack(limits::Target, Result<undo::Back, Error>),
     /// The last write end of a container's stdin, which an attach that failed had taken.
     StdinBack(ContainerId, OwnedFd),
     SandboxStopped(Vec<String>),

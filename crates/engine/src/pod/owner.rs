@@ -362,6 +362,7 @@ impl Pod {
             Done::SandboxRemoved(failures) => self.removed(failures),
             Done::UpdatePlanned(update, outcome) => self.update_planned(update, outcome).await,
             Done::Updated(update, outcome) => self.updated(update, outcome).await,
+            Done::CutOffTakenBack(target, outcome) => self.cut_off_taken_back(target, outcome).await,
             Done::Nothing => {}
             other => self.on_container_done(other).await,
         }

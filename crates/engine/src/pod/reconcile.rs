@@ -30,7 +30,7 @@ impl Pod {
         }
         self.resume();
         self.discard_half_made();
-        self.take_back_updates().await;
+        self.take_back_updates();
         self.save_or_warn().await;
         let ids: Vec<ContainerId> = self.containers.keys().copied().collect();
         for id in ids {

@@ -7,25 +7,24 @@
 //!                      told                       told                 all put back, told  all put back, told
 //! ```
 //!
-//! A daemon that dies in between finds in the record how to take it back, and does. Updates of one container (or of the
-//! pod) are made one after the other; its removal waits for the one under way.
+//! A daemon that dies in between finds in the record how to take it back, and does ([`undo`]); there it stays, too, while
+//! something could not be put back. Updates of one container (or of the pod) are made one after the other; its removal waits for
+//! the one under way.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use holdfast_cgroups::Plan;
 use holdfast_model::{
-    CgroupDriver, ContainerId, ContainerRecord, ContainerState, Invalid, Resources, SandboxRecord,
+    CgroupDriver, ContainerId, ContainerRecord, ContainerState, Invalid, Resources, SandboxId, SandboxRecord,
     SandboxState, scope_unit,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use super::limits::{self, Kept, Partial, PodResources, Target, Undo, Update};
+use super::limits::{Kept, Partial, PodResources, Target, Undo, Update};
 use super::owner::Pod;
-use super::{Context, Done, scope};
+use super::{Context, Done, scope, undo};
 use crate::config::bounds;
-use crate::score::{self, Of};
-use crate::shared::blocking;
 use crate::waiters::Reply;
 use crate::{Error, resources};
 
@@ -64,6 +63,7 @@ async fn carry_out(
 ) -> Option<(Box<Update>, Result<(), Error>)> {
     let hierarchy = context.shared.hierarchy.clone();
     let written = tokio::task::spawn_blocking(move || {
+        let mut update = update;
         let outcome = update.carry_out(&id, &hierarchy);
         (update, outcome)
     });
@@ -88,11 +88,28 @@ async fn take_back(context: &Context, update: Box<Update>) -> Option<(Box<Update
         let left = update.take_back(&hierarchy);
         (update, left)
     });
-    let (update, mut left) = back.await.ok()?;
+    let (mut update, mut left) = back.await.ok()?;
     if let Some(unit) = &update.unit {
-        left.extend(scope::taken_back(context, unit, update.cgroup.clone(), update.plan.clone()).await);
+        let back = scope::Back {
+            unit,
+            path: update.cgroup.clone(),
+            plan: update.plan.clone(),
+            limits: update.old.clone(),
+        };
+        left.extend(scope::taken_back(&context.shared.systemd, &context.shared.hierarchy, back).await);
     }
+    update.left |= !left.is_empty();
     Some((update, left))
+}
+
+/// Another pod that is in a cgroup or below it.
+fn other_in(cgroup: &str, but: SandboxId, pods: Vec<Arc<SandboxRecord>>) -> Option<Arc<SandboxRecord>> {
+    let inside = |path: &str| {
+        let rest = path.strip_prefix(cgroup);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    pods.into_iter()
+        .find(|pod| pod.id != but && pod.in_its_cgroup() && inside(&pod.cgroup))
 }
 
 impl Pod {
@@ -137,8 +154,8 @@ impl Pod {
                 let _ = reply.send(Ok(()));
                 continue;
             }
-            let known = &container.record.spec.resources;
-            let write = match resources::to_write("linux", known, &wanted) {
+            let known = container.record.spec.resources.clone();
+            let write = match resources::to_write("linux", &known, &wanted) {
                 Ok(write) => write,
                 Err(invalid) => {
                     let _ = reply.send(Err(invalid.into()));
@@ -146,6 +163,7 @@ impl Pod {
                 }
             };
             container.updates.running = true;
+            let old = unit.as_ref().and_then(|_| container.limits());
             let update = Update {
                 target: Target::Container(id),
                 cgroup: container.record.cgroup.clone(),
@@ -157,6 +175,9 @@ impl Pod {
                 partial: Partial::default(),
                 kept: Kept::Container(Box::new(known.updated(&wanted))),
                 plan: Plan::default(),
+                owed: undo::read(container.record.undo.as_ref()),
+                old,
+                left: false,
                 reply,
             };
             return self.plan_update(update);
@@ -191,6 +212,10 @@ impl Pod {
                         partial: self.partial(),
                         kept: Kept::Pod(Box::new(kept)),
                         plan: Plan::default(),
+                        owed: undo::read(self.record.undo.as_ref()),
+                        // Each update has all of them.
+                        old: None,
+                        left: false,
                         reply,
                     };
                     return self.plan_update(update);
@@ -237,16 +262,7 @@ impl Pod {
     fn has_own_cgroup(&self) -> Result<(), Error> {
         let shared = &self.context.shared;
         let own = &self.record.cgroup;
-        let others = shared.views.sandboxes.all().into_iter();
-        let other = others
-            .filter(|other| other.id != self.id() && other.state != SandboxState::Stopped)
-            .find(|other| {
-                other.cgroup == *own
-                    || other
-                        .cgroup
-                        .strip_prefix(own)
-                        .is_some_and(|rest| rest.starts_with('/'))
-            });
+        let other = other_in(own, self.id(), shared.views.sandboxes.all());
         let reason = match other {
             Some(other) => format!("pod {} is in it too", other.id),
             None if *own == shared.config.default_cgroup => {
@@ -300,9 +316,9 @@ impl Pod {
         if let Err(error) = outcome {
             return self.update_over(update.target, update.reply, Err(error));
         }
-        self.set_undo(update.target, update.undo());
+        self.set_undo(update.target, update.undo().to_json());
         if let Err(error) = self.save_target(update.target).await {
-            self.set_undo(update.target, None);
+            self.set_undo(update.target, update.owed.as_ref().and_then(Undo::to_json));
             return self.update_over(update.target, update.reply, Err(error));
         }
         let (context, id) = (self.context.clone(), self.name_of(update.target));
@@ -316,37 +332,43 @@ impl Pod {
 
     pub(super) async fn updated(&mut self, mut update: Box<Update>, outcome: Result<(), Error>) {
         let target = update.target;
-        let applied = outcome.is_ok();
         let before = (self.record.clone(), self.container_record(target));
-        let mut outcome = match (outcome, std::mem::take(&mut update.kept)) {
-            (Ok(()), kept) => self.keep_limits(target, kept),
-            (Err(error), _) => Err(error),
+        let outcome = match outcome {
+            Ok(()) => self.store(&mut update).await,
+            Err(error) => return self.not_updated(*update, error).await,
         };
-        self.set_undo(target, None);
-        let saved = self.save_target(target).await;
-        if outcome.is_ok() {
-            outcome = saved;
-        } else if let Err(error) = saved {
+        debug!(id = self.name_of(target), "limits updated");
+        let Err(error) = outcome else {
+            return self.update_over(target, update.reply, Ok(()));
+        };
+        // What is not on record has not happened.
+        self.put_limits(target, before);
+        self.set_undo(target, update.undo().to_json());
+        let context = self.context.clone();
+        self.work.spawn(async move {
+            match take_back(&context, update).await {
+                Some((update, left)) => Done::Updated(update, Err(error.with_left(left))),
+                None => Done::Nothing,
+            }
+        });
+    }
+
+    /// Puts the new limits on record.
+    async fn store(&mut self, update: &mut Update) -> Result<(), Error> {
+        self.keep_limits(update.target, std::mem::take(&mut update.kept))?;
+        let owed = update.owed_after(true);
+        self.set_undo(update.target, owed.as_ref().and_then(Undo::to_json));
+        self.save_target(update.target).await
+    }
+
+    /// It is taken back, whole or in part: what is left is owed, and tried again at the daemon's next start.
+    async fn not_updated(&mut self, update: Update, error: Error) {
+        let owed = update.owed_after(false);
+        self.set_undo(update.target, owed.as_ref().and_then(Undo::to_json));
+        if let Err(error) = self.save_target(update.target).await {
             warn!(pod = %self.id(), "{}", error.chain());
         }
-        let Update { reply, .. } = match (applied, outcome) {
-            (true, Err(error)) => {
-                // What is not on record has not happened.
-                self.put_limits(target, before);
-                let Some((update, left)) = take_back(&self.context, update).await else {
-                    return;
-                };
-                let _ = self.save_target(target).await;
-                outcome = Err(error.with_left(left));
-                *update
-            }
-            (_, settled) => {
-                outcome = settled;
-                *update
-            }
-        };
-        debug!(id = self.name_of(target), applied, "limits updated");
-        self.update_over(target, reply, outcome);
+        self.update_over(update.target, update.reply, Err(error));
     }
 
     fn container_record(&self, target: Target) -> Option<Arc<ContainerRecord>> {
@@ -402,6 +424,11 @@ impl Pod {
 
     fn update_over(&mut self, target: Target, reply: Reply<()>, outcome: Result<(), Error>) {
         let _ = reply.send(outcome);
+        self.next_update(target);
+    }
+
+    /// The one that was being made, or taken back, is over.
+    pub(super) fn next_update(&mut self, target: Target) {
         match target {
             Target::Container(id) => {
                 if let Some(container) = self.containers.get_mut(&id) {
@@ -416,14 +443,14 @@ impl Pod {
         }
     }
 
-    fn name_of(&self, target: Target) -> String {
+    pub(super) fn name_of(&self, target: Target) -> String {
         match target {
             Target::Container(id) => id.to_string(),
             Target::Pod => self.id().to_string(),
         }
     }
 
-    fn set_undo(&mut self, target: Target, undo: Option<serde_json::Value>) {
+    pub(super) fn set_undo(&mut self, target: Target, undo: Option<serde_json::Value>) {
         match target {
             Target::Container(id) => {
                 if let Some(container) = self.containers.get_mut(&id) {
@@ -435,7 +462,7 @@ impl Pod {
     }
 
     /// The unit whose limits they are, under the systemd driver.
-    fn unit_of(&self, target: Target) -> Option<String> {
+    pub(super) fn unit_of(&self, target: Target) -> Option<String> {
         let by_systemd = self.record.cgroup_driver == CgroupDriver::Systemd;
         by_systemd.then(|| match target {
             Target::Container(id) => scope_unit(id.as_str()),
@@ -443,67 +470,35 @@ impl Pod {
         })
     }
 
-    async fn save_target(&self, target: Target) -> Result<(), Error> {
+    pub(super) async fn save_target(&self, target: Target) -> Result<(), Error> {
         match target {
             Target::Container(id) => self.save_container(id).await,
             Target::Pod => self.save().await,
         }
     }
+}
 
-    /// At the daemon's start: an earlier one died in the middle of an update, and nobody was told that it was made.
-    pub(super) async fn take_back_updates(&mut self) {
-        let mut cut_off = Vec::new();
-        if let Some(undo) = self.record.undo.clone() {
-            cut_off.push((Target::Pod, self.record.cgroup.clone(), 0, undo));
-        }
-        for container in self.containers.values() {
-            if let Some(undo) = container.record.undo.clone() {
-                let record = &container.record;
-                let target = Target::Container(record.id);
-                cut_off.push((
-                    target,
-                    record.cgroup.clone(),
-                    record.spec.resources.oom_score_adj,
-                    undo,
-                ));
-            }
-        }
-        let clamp = self.context.shared.config.clamp_privileges;
-        for (target, cgroup, score, undo) in cut_off {
-            let hierarchy = self.context.shared.hierarchy.clone();
-            let path = cgroup.clone();
-            let left = blocking(move || {
-                let undo: Undo = serde_json::from_value(undo).map_err(|e| Error::Internal {
-                    what: format!("the record of an update that was cut off cannot be read: {e}"),
-                })?;
-                let mut left = limits::take_back(&hierarchy, &cgroup, &undo.plan);
-                if undo.score
-                    && let (Ok(cgroup), Ok(score)) = (hierarchy.open(&cgroup), i32::try_from(score))
-                    && let Err(failed) = score::set(&cgroup, Of::All, score, clamp)
-                {
-                    left.push(failed.to_string());
-                }
-                Ok((left, undo.plan))
-            });
-            let left = match (left.await, self.unit_of(target)) {
-                (Ok((mut left, plan)), Some(unit)) => {
-                    left.extend(scope::taken_back(&self.context, &unit, path, plan).await);
-                    Ok(left)
-                }
-                (taken, _) => taken.map(|(left, _)| left),
-            };
-            let name = self.name_of(target);
-            match left {
-                Ok(left) if left.is_empty() => info!(id = name, "an update that was cut off is taken back"),
-                Ok(left) => warn!(
-                    id = name,
-                    "an update that was cut off is not taken back whole: {}",
-                    left.join("; ")
-                ),
-                Err(error) => warn!(id = name, "{}", error.chain()),
-            }
-            // The caller saves.
-            self.set_undo(target, None);
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::sandbox;
+
+    #[test]
+    fn whose_cgroup_it_is() {
+        let own = SandboxId::from_bytes([1; 32]);
+        let pod = |n: u8, cgroup: &str, state| {
+            let mut record = sandbox(SandboxId::from_bytes([n; 32]));
+            (record.cgroup, record.state) = (cgroup.to_owned(), state);
+            vec![Arc::new(record)]
+        };
+        let other = |pods| other_in("/kube/pod1", own, pods).is_some();
+        assert!(!other(pod(1, "/kube/pod1", SandboxState::Ready)), "itself");
+        assert!(other(pod(2, "/kube/pod1", SandboxState::Ready)));
+        assert!(other(pod(2, "/kube/pod1/below", SandboxState::Creating)));
+        assert!(!other(pod(2, "/kube/pod12", SandboxState::Ready)));
+        assert!(!other(pod(2, "/kube", SandboxState::Ready)));
+        // Its predecessor, also one that cannot be removed.
+        assert!(!other(pod(2, "/kube/pod1", SandboxState::Stopped)));
+        assert!(!other(pod(2, "/kube/pod1", SandboxState::Removing)));
     }
 }
