@@ -137,6 +137,36 @@ fn a_replacement_of_a_killed_monitor_runs_what_is_owed() {
     assert!(bundles(&node).is_empty());
 }
 
+/// A poststart hook keeps the answer to the start back, and the monitor does not live to give it: the container runs, and its client
+/// was told that it was not started.
+#[test]
+fn a_start_that_its_monitor_did_not_live_to_answer_is_not_left_running() {
+    let mut node = Node::new("hookslate");
+    write_spec(
+        &node,
+        &[hook(
+            &node,
+            "poststart",
+            "echo $$ >$SEEN/hook; sleep 1000",
+            Some(20),
+        )],
+    );
+    let pod = node.run_pod(node.host_pod("one"));
+    let main = node.create(&pod, asking(&node, "sleep 1000"));
+    let (engine, id) = (node.engine().clone(), main.clone());
+    let starting = node.spawn(async move { engine.start_container(&id).await });
+    let _started = pid_in(&node, "hook");
+    let pid = node.status(&main).pid.unwrap();
+    kill9(node.engine().sandboxes()[0].monitor_pid.unwrap());
+    let error = node.block_on(starting).unwrap().unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
+    let ended = node.wait_exit(&main);
+    assert_eq!(ended.started_at, 0, "it was never told to run");
+    assert!(!alive(pid));
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
 #[test]
 fn what_fails_is_told_and_unwound() {
     let mut node = Node::new("hooksfail");

@@ -116,31 +116,6 @@ fn the_monitor_dies_and_another_takes_over() {
     node.assert_clean();
 }
 
-/// What was told as not started is not left to start late.
-#[test]
-fn a_start_that_its_monitor_did_not_live_to_answer_is_given_up() {
-    let mut node = Node::new("latestart");
-    let pod = node.run_pod(node.host_pod("one"));
-    let steady = node.run(&pod, node.script("steady", "sleep 1000"));
-    let waiting = node.create(&pod, node.script("waiting", "echo ran; sleep 1000"));
-    let monitor = node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap();
-    let stopped = rustix::process::Pid::from_raw(monitor).unwrap();
-    rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();
-    let (engine, id) = (node.engine().clone(), waiting.clone());
-    let starting = node.spawn(async move { engine.start_container(&id).await });
-    // The request is on its way before the monitor dies.
-    std::thread::sleep(Duration::from_millis(300));
-    kill9(monitor);
-    let error = node.block_on(starting).unwrap().unwrap_err();
-    assert_eq!(error.kind(), Kind::Unavailable, "{}", error.chain());
-    let ended = node.wait_exit(&waiting);
-    assert_eq!(ended.started_at, 0);
-    assert_eq!(node.log(&waiting), "");
-    assert_eq!(node.sh(&steady, "echo fine"), "fine\n");
-    node.remove_pod(&pod);
-    node.assert_clean();
-}
-
 #[test]
 fn daemon_and_monitor_die_together() {
     let mut node = Node::new("both");
