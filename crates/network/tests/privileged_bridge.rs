@@ -3,7 +3,7 @@
 
 mod fixture;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fixture::*;
 use holdfast_network::{Error, Kind, Network, Protocol};
@@ -125,7 +125,13 @@ fn one_family_is_enough_and_a_handed_over_socket_is_used() {
                 socket.send_to(&[0; 1000], "10.87.0.1:9"),
             );
         });
-        let after = links.read().unwrap();
+        // They wait for the neighbour's address to be known.
+        let until = Instant::now() + SOON;
+        let mut after = links.read().unwrap();
+        while after[0].tx_bytes < before[0].tx_bytes + 1000 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            after = links.read().unwrap();
+        }
         let names: Vec<&str> = after.iter().map(|link| link.name.as_str()).collect();
         assert_eq!(names, ["eth0"]);
         assert!(
