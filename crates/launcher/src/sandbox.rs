@@ -334,16 +334,8 @@ fn bind_namespace(net: &OwnedFd, path: &Path) -> Result<()> {
 
 /// Undoes [`SandboxPlan::netns_path`]: takes the mount off and removes the file. What is not there is no error.
 pub fn unbind_namespace(path: &Path) -> Result<(), Error> {
-    let failed = |source: rustix::io::Errno| Error::Unbind {
+    holdfast_sys::namespace::unbind(path).map_err(|source| Error::Unbind {
         path: path.to_path_buf(),
-        source: source.into(),
-    };
-    match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-        Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {}
-        Err(e) => return Err(failed(e)),
-    }
-    match unlinkat(CWD, path, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(e) => Err(failed(e)),
-    }
+        source,
+    })
 }

@@ -2,6 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::unlink;
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::check;
 
@@ -14,6 +19,18 @@ pub fn join(fd: BorrowedFd<'_>, kind: u64) -> io::Result<()> {
 /// Joins several namespaces of the process behind `pidfd` at once (Linux 5.8).
 pub fn join_process(pidfd: BorrowedFd<'_>, kinds: u64) -> io::Result<()> {
     join(pidfd, kinds)
+}
+
+/// Takes the mount that holds a namespace off `path`, and removes the file. What is not there, or not a mount, is no error.
+pub fn unbind(path: &Path) -> io::Result<()> {
+    match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Moves the calling thread into new namespaces of the given kinds.

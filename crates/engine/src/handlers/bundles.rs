@@ -168,22 +168,9 @@ async fn forget(config: &Config, runtime: &OciRuntime, id: &ContainerId) -> Resu
     blocking(move || remove_bundle(&bundle)).await
 }
 
-/// Files and empty directories only: what is deeper would be another file system's.
+/// What is mounted in it, or left there by a hook on another file system, is an error and stays.
 fn remove_bundle(bundle: &Path) -> Result<(), Error> {
-    let failed = |source| Error::io("remove", bundle, source);
-    let entries = match std::fs::read_dir(bundle) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(failed)?,
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            true => std::fs::remove_dir(path),
-            false => std::fs::remove_file(path),
-        }
-        .map_err(failed)?;
-    }
-    std::fs::remove_dir(bundle).map_err(failed)
+    holdfast_sys::tree::remove(bundle).map_err(|source| Error::io("remove", bundle, source))
 }
 
 /// At the daemon's start: what runtimes and the bundles' directory hold of containers that are on no record.

@@ -221,20 +221,7 @@ fn sweep_until(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), 
 async fn release_netns(path: &str) -> Result<(), Error> {
     let path = path.to_owned();
     shared::blocking(move || {
-        match rustix::mount::unmount(
-            &path,
-            rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW,
-        ) {
-            // Not there, or there and not a mount.
-            Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => {}
-            Err(errno) => return Err(Error::io("unmount", path, errno.into())),
-        }
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io("remove", path, error))
-            }
-            _ => Ok(()),
-        }
+        holdfast_sys::namespace::unbind(Path::new(&path)).map_err(|source| Error::io("release", path, source))
     })
     .await
 }
