@@ -44,7 +44,7 @@ impl Thing {
         }
     }
 
-    fn alive(&self) -> bool {
+    pub fn alive(&self) -> bool {
         match self {
             Self::Pod(pod) => pod.state() == v1::PodSandboxState::SandboxReady,
             Self::Container(container) => container.state() == v1::ContainerState::ContainerRunning,
@@ -81,22 +81,43 @@ pub async fn container(client: &mut Client, text: &str) -> Result<v1::Container>
 
 /// A pod or a container; a name that both have means the pod, which holds the container.
 pub async fn thing(client: &mut Client, text: &str) -> Result<Thing> {
-    let pods = client.pods(v1::PodSandboxFilter::default()).await?;
-    let containers = client.containers(v1::ContainerFilter::default()).await?;
-    let all: Vec<Thing> = pods
-        .into_iter()
-        .map(Thing::Pod)
-        .chain(containers.into_iter().map(Thing::Container))
-        .collect();
-    let by_pod_name: Vec<Thing> = all
-        .iter()
-        .filter(|t| matches!(t, Thing::Pod(_)) && t.answers_to(text))
-        .cloned()
-        .collect();
-    if !by_pod_name.is_empty() && !all.iter().any(|t| t.id() == text) {
-        return choose(text, "pod", by_pod_name);
+    Things::list(client).await?.find(text)
+}
+
+/// Every pod and container at one moment: whoever looks for many lists them once.
+#[derive(Debug)]
+pub struct Things(Vec<Thing>);
+
+impl Things {
+    pub async fn list(client: &mut Client) -> Result<Self> {
+        let pods = client.pods(v1::PodSandboxFilter::default()).await?;
+        let containers = client.containers(v1::ContainerFilter::default()).await?;
+        let pods = pods.into_iter().map(Thing::Pod);
+        Ok(Self(
+            pods.chain(containers.into_iter().map(Thing::Container)).collect(),
+        ))
     }
-    choose(text, "pod or container", all)
+
+    pub fn into_pods(self) -> Vec<Thing> {
+        self.0
+            .into_iter()
+            .filter(|thing| matches!(thing, Thing::Pod(_)))
+            .collect()
+    }
+
+    /// As [`thing`].
+    pub fn find(&self, text: &str) -> Result<Thing> {
+        let all = &self.0;
+        let by_pod_name: Vec<Thing> = all
+            .iter()
+            .filter(|t| matches!(t, Thing::Pod(_)) && t.answers_to(text))
+            .cloned()
+            .collect();
+        if !by_pod_name.is_empty() && !all.iter().any(|t| t.id() == text) {
+            return choose(text, "pod", by_pod_name);
+        }
+        choose(text, "pod or container", all.clone())
+    }
 }
 
 /// A whole id wins, then a name, then the beginning of an id. Of several with one name the one that lives is meant,

@@ -20,9 +20,11 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use tokio::task::JoinSet;
 
 use crate::args::{Command, Format, Global};
 use crate::client::Client;
+use crate::find::{Thing, Things};
 
 pub fn run(global: &Global, command: Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -69,20 +71,53 @@ fn labels(pairs: Vec<(String, String)>) -> BTreeMap<String, String> {
     pairs.into_iter().collect()
 }
 
-/// Does `act` for each, tells what failed, and goes on.
-async fn each<F>(ids: Vec<String>, mut act: impl FnMut(String) -> F) -> ExitCode
+/// How many pods or containers are acted on at once: each may take as long as its program takes to end.
+const AT_ONCE: usize = 16;
+
+/// What was typed, and what it means.
+type Wanted = (String, Result<Thing>);
+
+fn named(things: Vec<Thing>) -> Vec<Wanted> {
+    let one = |thing: Thing| (thing.id().to_owned(), Ok(thing));
+    things.into_iter().map(one).collect()
+}
+
+fn look_up(things: &Things, ids: Vec<String>) -> Vec<Wanted> {
+    let one = |id: String| {
+        let found = things.find(&id);
+        (id, found)
+    };
+    ids.into_iter().map(one).collect()
+}
+
+/// Acts on every one of them, several at a time, and says which it was as soon as it is done. One that fails keeps nobody from the rest.
+async fn each<F>(wanted: Vec<Wanted>, mut act: impl FnMut(Thing) -> F) -> ExitCode
 where
-    F: Future<Output = Result<String>>,
+    F: Future<Output = Result<()>> + Send + 'static,
 {
-    let mut code = ExitCode::SUCCESS;
-    for id in ids {
-        match act(id).await.and_then(crate::output::line) {
-            Ok(()) => {}
-            Err(error) => {
-                eprintln!("holdfast: {error:#}");
-                code = ExitCode::FAILURE;
-            }
+    let (mut code, mut running) = (ExitCode::SUCCESS, JoinSet::new());
+    let mut told = |done: Result<String>| {
+        if let Err(error) = done.and_then(crate::output::line) {
+            eprintln!("holdfast: {error:#}");
+            code = ExitCode::FAILURE;
         }
+    };
+    for (text, found) in wanted {
+        if running.len() >= AT_ONCE
+            && let Some(done) = running.join_next().await
+        {
+            told(done.unwrap_or_else(|error| Err(error.into())));
+        }
+        match found {
+            Ok(thing) => {
+                let acting = act(thing);
+                running.spawn(async move { acting.await.map(|()| text) });
+            }
+            Err(error) => told(Err(error)),
+        }
+    }
+    while let Some(done) = running.join_next().await {
+        told(done.unwrap_or_else(|error| Err(error.into())));
     }
     code
 }

@@ -5,29 +5,24 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use holdfast_cri_api::v1;
 
-use super::{each, stop};
+use super::{each, look_up, named, stop};
 use crate::args::Rm;
 use crate::client::{Client, told};
-use crate::find::{self, Thing};
+use crate::find::{Thing, Things};
 
 pub async fn run(mut client: Client, options: Rm) -> Result<ExitCode> {
-    let ids = if options.all {
-        let pods = client.pods(v1::PodSandboxFilter::default()).await?;
-        pods.into_iter()
-            .filter(|pod| options.force || pod.state() != v1::PodSandboxState::SandboxReady)
-            .map(|pod| pod.id)
-            .collect()
-    } else {
-        options.ids
-    };
+    let things = Things::list(&mut client).await?;
     let force = options.force;
-    Ok(each(ids, |id| {
-        let mut client = client.clone();
-        async move {
-            let thing = find::thing(&mut client, &id).await?;
-            remove(&mut client, &thing, force).await?;
-            Ok(id)
+    let wanted = match options.all {
+        true => {
+            let pods = things.into_pods().into_iter();
+            named(pods.filter(|pod| force || !pod.alive()).collect())
         }
+        false => look_up(&things, options.ids),
+    };
+    Ok(each(wanted, move |thing| {
+        let mut client = client.clone();
+        async move { remove(&mut client, &thing, force).await }
     })
     .await)
 }

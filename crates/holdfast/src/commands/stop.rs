@@ -6,26 +6,21 @@ use std::time::Duration;
 use anyhow::Result;
 use holdfast_cri_api::v1;
 
-use super::each;
+use super::{each, look_up, named};
 use crate::args::Stop;
 use crate::client::{Client, told};
-use crate::find::{self, Thing};
+use crate::find::{Thing, Things};
 
 pub async fn run(mut client: Client, options: Stop) -> Result<ExitCode> {
-    let ids = if options.all {
-        let pods = client.pods(v1::PodSandboxFilter::default()).await?;
-        pods.into_iter().map(|pod| pod.id).collect()
-    } else {
-        options.ids
+    let things = Things::list(&mut client).await?;
+    let wanted = match options.all {
+        true => named(things.into_pods()),
+        false => look_up(&things, options.ids),
     };
     let grace = options.time.max(0);
-    Ok(each(ids, |id| {
+    Ok(each(wanted, move |thing| {
         let mut client = client.clone();
-        async move {
-            let thing = find::thing(&mut client, &id).await?;
-            stop(&mut client, &thing, grace).await?;
-            Ok(id)
-        }
+        async move { stop(&mut client, &thing, grace).await }
     })
     .await)
 }
