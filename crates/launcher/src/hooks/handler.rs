@@ -1,6 +1,6 @@
 //! The built-in launcher for containers that have hooks: what happens beside, before and after what it does for others.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -100,13 +100,11 @@ impl Hooked {
             kind: Kind::Internal,
         })?;
         barrier.wait()?;
-        // Its number may be another's by now, and hooks act on what they find there as the host's root.
-        if made
-            .init
-            .is_some_and(|init| pidfd::has_ended(init).unwrap_or(true))
-        {
+        // The barrier is gone with execve, and with an init that is killed before it. The number of one that has ended may be another's
+        // by now, and hooks act on what they find there as the host's root.
+        if made.init.is_some_and(|init| !runs(made.pid, init)) {
             log(&format!(
-                "{}: the program has ended: poststart hooks are not run",
+                "{}: the program has ended, or was never executed: poststart hooks are not run",
                 self.name
             ));
             return Ok(());
@@ -155,4 +153,17 @@ impl Hooked {
             .map_err(|e| Fault::invalid(format!("{}: {} is unreadable: {e}", self.name, path.display())))?;
         Hooks::parse(&spec, id, &self.name, self.bundle.clone())
     }
+}
+
+/// Whether `pid` has executed its program and lives. Its flags are read first: as long as it has not been reaped they are its own.
+fn runs(pid: i32, init: BorrowedFd<'_>) -> bool {
+    /// `PF_EXITING` and `PF_FORKNOEXEC` of the kernel's task flags, field 9 of proc_pid_stat(5).
+    const ENDING_OR_NOT_EXECUTED: u64 = 0x4 | 0x40;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let flags = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.split(' ').nth(6))
+        .and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & ENDING_OR_NOT_EXECUTED == 0) && !pidfd::has_ended(init).unwrap_or(true)
 }
