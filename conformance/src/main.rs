@@ -33,6 +33,10 @@ struct Args {
     /// Run only the cases whose name contains this
     #[arg(long, default_value = "")]
     filter: String,
+
+    /// Leave out cases whose name contains this; may be given several times
+    #[arg(long)]
+    skip: Vec<String>,
     /// Name of the runtime when it is not holdfast: cases that are known to differ there are reported, not failed
     #[arg(long)]
     peer: Option<String>,
@@ -198,6 +202,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let cases: Vec<_> = cases::all()
         .into_iter()
         .filter(|c| c.name.contains(&args.filter))
+        .filter(|c| !args.skip.iter().any(|part| c.name.contains(part)))
         .collect();
     if args.list {
         cases.iter().for_each(|c| println!("{}", c.name));

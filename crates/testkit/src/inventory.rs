@@ -26,6 +26,9 @@ pub struct Inventory {
     /// `monitor`, `pause`, `zombie NAME` or the program's name, by pid: monitors of our state directory, processes in
     /// our cgroups, and the children of both. Not the daemon.
     pub processes: BTreeMap<i32, String>,
+    /// Under the systemd driver: processes that keep a scope for the daemon. They are its children and end with it, so that another
+    /// daemon has others.
+    pub scope_helpers: usize,
     /// Names in `<root>/snapshots`.
     pub snapshots: BTreeSet<String>,
     /// Names in `<state>/pods`.
@@ -148,6 +151,12 @@ impl Inventory {
         compare(&mut out, "process", &old, &new, |(pid, name)| {
             format!("{pid} ({name})")
         });
+        if before.scope_helpers != self.scope_helpers {
+            out.push(format!(
+                "processes that keep a scope for the daemon: {} before, {} now",
+                before.scope_helpers, self.scope_helpers
+            ));
+        }
         for name in before
             .descriptors
             .keys()
@@ -238,7 +247,12 @@ impl Inventory {
                     .iter()
                     .filter_map(|link| procfs::network_number(link)),
             );
-            self.processes.insert(process.pid, kind(process));
+            let kind = kind(process);
+            if kind == "pause" && Some(process.parent) == scope.daemon {
+                self.scope_helpers += 1;
+            } else {
+                self.processes.insert(process.pid, kind);
+            }
         }
         if let Some(daemon) = scope.daemon.and_then(Process::of) {
             self.networks.extend(
