@@ -140,6 +140,18 @@ impl Cri {
             .ok_or_else(|| Status::internal("PodSandboxStatus without a status"))
     }
 
+    /// A cgroup parent that is nobody else's, in the form of the runtime's cgroup driver. Who does not tell it has cgroupfs.
+    pub async fn cgroup_parent(&self, name: &str) -> String {
+        let request = cri::RuntimeConfigRequest {};
+        let config = self.runtime.clone().runtime_config(request).await;
+        let linux = config.ok().and_then(|config| config.into_inner().linux);
+        let own = format!("{name}{}", std::process::id());
+        match linux.is_some_and(|linux| linux.cgroup_driver() == cri::CgroupDriver::Systemd) {
+            true => format!("{own}.slice"),
+            false => format!("/{own}"),
+        }
+    }
+
     pub async fn pods(&self, filter: Option<cri::PodSandboxFilter>) -> Result<Vec<cri::PodSandbox>, Status> {
         let request = cri::ListPodSandboxRequest { filter };
         Ok(self

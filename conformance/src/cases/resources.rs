@@ -429,18 +429,9 @@ async fn update_pod(c: &Context, request: UpdatePod) -> Result<(), Status> {
 
 async fn of_the_pod(c: Arc<Context>) -> anyhow::Result<()> {
     let mut config = pod_config("update-pod", &c.logs());
-    let driver = c
-        .cri
-        .runtime
-        .clone()
-        .runtime_config(cri::RuntimeConfigRequest {})
-        .await?;
-    let by_systemd = driver
-        .into_inner()
-        .linux
-        .is_some_and(|linux| linux.cgroup_driver() == cri::CgroupDriver::Systemd);
-    if let (true, Some(linux)) = (by_systemd, &mut config.linux) {
-        linux.cgroup_parent = "conformance-update.slice".into();
+    let parent = c.cri.cgroup_parent("conformanceupdate").await;
+    if let Some(linux) = &mut config.linux {
+        linux.cgroup_parent = parent;
     }
     let pod = Pod::run_with(&c, config).await?;
     let id = pod.sleeper(&c).await?;

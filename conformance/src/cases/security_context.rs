@@ -722,10 +722,11 @@ async fn images_with_users_that_cannot_be(c: Arc<Context>) -> anyhow::Result<()>
 }
 
 async fn cgroup_parent(c: Arc<Context>) -> anyhow::Result<()> {
-    let name = format!("conformance-parent-{}", std::process::id());
+    let parent = c.cri.cgroup_parent("conformanceparent").await;
+    let name = parent.trim_start_matches('/').to_owned();
     let mut config = pod_config("cgroup-parent", &c.logs());
     if let Some(linux) = &mut config.linux {
-        linux.cgroup_parent = format!("/{name}");
+        linux.cgroup_parent.clone_from(&parent);
     }
     let pod = Pod::run_with(&c, config).await?;
     let id = sleeper(&c, &pod, "child", |_| {}).await?;
@@ -746,7 +747,8 @@ async fn cgroup_parent(c: Arc<Context>) -> anyhow::Result<()> {
         .collect();
     ensure!(left.is_empty(), "cgroups that the pod's parent left: {left:?}");
     // It is refused where it is no path of this driver.
-    for parent in ["/a/../b", "relative", "x.slice"] {
+    let of_the_other = if parent.starts_with('/') { "x.slice" } else { "/x" };
+    for parent in ["/a/../b", "relative", of_the_other] {
         let mut config = pod_config("cgroup-refused", &c.logs());
         if let Some(linux) = &mut config.linux {
             linux.cgroup_parent = parent.into();

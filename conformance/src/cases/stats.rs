@@ -197,8 +197,9 @@ async fn the_writable_layer(c: Arc<Context>) -> anyhow::Result<()> {
 
 async fn of_a_pod(c: Arc<Context>) -> anyhow::Result<()> {
     let mut config = pod_config("whole", &c.logs());
+    let parent = c.cri.cgroup_parent("conformance").await;
     if let Some(linux) = &mut config.linux {
-        linux.cgroup_parent = format!("/conformance-{}", std::process::id());
+        linux.cgroup_parent = parent;
     }
     let pod = Pod::run_with(&c, config).await?;
     let other = Pod::run(&c, "other").await?;
