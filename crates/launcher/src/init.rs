@@ -146,8 +146,9 @@ impl Init<'_> {
         if let Some(terminal) = terminal {
             process::set_controlling_terminal(terminal.as_fd()).at(|| "set the controlling terminal")?;
         }
-        creds::join_keyring(self.container_id, self.process, self.proc)?;
+        // First: it tells what is wrong with a label.
         creds::label(self.process, self.proc)?;
+        creds::join_keyring(self.container_id, self.process, self.proc)?;
         self.limits.set()?;
         // Before any filter: it might not allow it. Close-on-exec would come too late: while execve looks for its program,
         // /proc/self/fd leads through whatever is open (CVE-2024-21626). The barrier is a socket, which leads nowhere.
