@@ -61,7 +61,7 @@ impl Thing {
 
 pub async fn pod(client: &mut Client, text: &str) -> Result<v1::PodSandbox> {
     let pods = client.pods(v1::PodSandboxFilter::default()).await?;
-    match choose(text, "pod", pods.into_iter().map(Thing::Pod).collect())? {
+    match choose(text, "pod", &pods.into_iter().map(Thing::Pod).collect::<Vec<_>>())? {
         Thing::Pod(pod) => Ok(pod),
         Thing::Container(_) => bail!("{text:?} is a container"),
     }
@@ -72,7 +72,7 @@ pub async fn container(client: &mut Client, text: &str) -> Result<v1::Container>
     match choose(
         text,
         "container",
-        containers.into_iter().map(Thing::Container).collect(),
+        &containers.into_iter().map(Thing::Container).collect::<Vec<_>>(),
     )? {
         Thing::Container(container) => Ok(container),
         Thing::Pod(_) => bail!("{text:?} is a pod"),
@@ -114,15 +114,15 @@ impl Things {
             .cloned()
             .collect();
         if !by_pod_name.is_empty() && !all.iter().any(|t| t.id() == text) {
-            return choose(text, "pod", by_pod_name);
+            return choose(text, "pod", &by_pod_name);
         }
-        choose(text, "pod or container", all.clone())
+        choose(text, "pod or container", all)
     }
 }
 
 /// A whole id wins, then a name, then the beginning of an id. Of several with one name the one that lives is meant,
 /// where that is clear; kubelet leaves old attempts about under the same name.
-fn choose(text: &str, kind: &str, things: Vec<Thing>) -> Result<Thing> {
+fn choose(text: &str, kind: &str, things: &[Thing]) -> Result<Thing> {
     if text.is_empty() {
         bail!("an empty name is no {kind}");
     }
@@ -134,7 +134,11 @@ fn choose(text: &str, kind: &str, things: Vec<Thing>) -> Result<Thing> {
         found.retain(Thing::alive);
     }
     if found.is_empty() {
-        found = things.into_iter().filter(|t| t.id().starts_with(text)).collect();
+        found = things
+            .iter()
+            .filter(|t| t.id().starts_with(text))
+            .cloned()
+            .collect();
     }
     found.sort_by_key(|t| std::cmp::Reverse(t.created_at()));
     match found.as_slice() {
@@ -180,7 +184,7 @@ mod tests {
                 container("e2", "twin", Running),
             ]
         };
-        let id = |text: &str| choose(text, "container", things()).map(|t| t.id().to_owned());
+        let id = |text: &str| choose(text, "container", &things()).map(|t| t.id().to_owned());
         assert_eq!(id("abc1").unwrap(), "abc1", "an id goes before a name");
         assert_eq!(id("web").unwrap(), "abc2", "the one that runs is meant");
         assert_eq!(id("d").unwrap(), "d");

@@ -37,14 +37,8 @@ pub(crate) fn make(bundle: &Path) -> Result<()> {
 /// directories are mount points in a mount namespace elsewhere; the kernel takes those mounts off. What is mounted here, or lies
 /// where the container's mounts do, is not ours.
 pub(crate) fn remove(bundle: &Path) -> Result<()> {
-    let what = || format!("remove the bundle {}", bundle.display());
-    for name in [ROOT, SHM, STAGING] {
-        match std::fs::remove_dir(bundle.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).at(what),
-            _ => {}
-        }
-    }
-    holdfast_sys::tree::remove(bundle).at(what)
+    holdfast_sys::tree::remove(bundle, &[ROOT, SHM, STAGING])
+        .at(|| format!("remove the bundle {}", bundle.display()))
 }
 
 pub(crate) fn write(bundle: &Path, spec: &serde_json::Value) -> Result<()> {

@@ -12,8 +12,15 @@ use rustix::io::Errno;
 const DEPTH: usize = 64;
 
 /// Removes the directory `path`; one that is not there is none to remove. A mount in it, of the same file system too, is an error
-/// (EXDEV), and what lies there stays. Symbolic links are removed, never followed.
-pub fn remove(path: &Path) -> io::Result<()> {
+/// (EXDEV), and what lies there stays. Symbolic links are removed, never followed. Its directories `places` are where something is
+/// mounted otherwise: one that is not empty is an error, and nothing in it is touched.
+pub fn remove(path: &Path, places: &[&str]) -> io::Result<()> {
+    for place in places {
+        match std::fs::remove_dir(path.join(place)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::open(path, flags, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),
@@ -69,10 +76,15 @@ mod tests {
         fs::create_dir(&other).unwrap();
         fs::write(other.join("kept"), "x").unwrap();
         fs::write(top.join("a/file"), "x").unwrap();
+        fs::create_dir(top.join("mnt")).unwrap();
+        fs::write(top.join("mnt/file"), "x").unwrap();
+        remove(&top, &["mnt"]).unwrap_err();
+        assert!(top.join("mnt/file").exists() && top.join("a/file").exists());
+        fs::remove_file(top.join("mnt/file")).unwrap();
         std::os::unix::fs::symlink(&other, top.join("a/b/link")).unwrap();
-        remove(&top).unwrap();
+        remove(&top, &["mnt"]).unwrap();
         assert!(!top.exists() && other.join("kept").exists());
-        remove(&top).unwrap();
+        remove(&top, &["mnt"]).unwrap();
     }
 
     #[test]
@@ -81,6 +93,9 @@ mod tests {
         let top = home.path().join("top");
         let deep: std::path::PathBuf = std::iter::repeat_n("d", DEPTH + 1).collect();
         fs::create_dir_all(top.join(deep)).unwrap();
-        assert_eq!(remove(&top).unwrap_err().raw_os_error(), Some(libc::ENAMETOOLONG));
+        assert_eq!(
+            remove(&top, &["mnt"]).unwrap_err().raw_os_error(),
+            Some(libc::ENAMETOOLONG)
+        );
     }
 }

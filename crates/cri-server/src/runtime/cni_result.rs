@@ -8,6 +8,8 @@ pub(super) fn view(network: &Value) -> Value {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut interfaces = Map::new();
     let made = list(&network["interfaces"]);
+    // The addresses are those of the pod's first interface.
+    let first = made.iter().find(|one| one["sandbox"].is_string());
     for interface in &made {
         let name = interface["name"].as_str().unwrap_or_default();
         let own = interface["sandbox"].is_string();
@@ -15,14 +17,8 @@ pub(super) fn view(network: &Value) -> Value {
         if !own && interfaces.contains_key(name) {
             continue;
         }
-        let first = made.iter().find(|one| one["sandbox"].is_string());
-        let addresses = if own && first == Some(interface) {
-            addresses(network)
-        } else {
-            Vec::new()
-        };
         let shown = json!({
-            "IPConfigs": if addresses.is_empty() { Value::Null } else { addresses.into() },
+            "IPConfigs": (first == Some(interface)).then(|| addresses(network)),
             "Mac": interface["mac"],
             "Sandbox": interface["sandbox"].as_str().unwrap_or_default(),
         });

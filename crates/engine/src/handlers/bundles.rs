@@ -22,6 +22,8 @@ use crate::{Config, Error};
 const DELETE: Duration = Duration::from_secs(15);
 /// The launcher's mark of a container whose poststop hooks have not been run.
 const POSTSTOP: &str = "poststop";
+/// Where the launcher mounts in a bundle.
+const PLACES: [&str; 3] = ["rootfs", "shm", "staging"];
 
 /// The containers that have a bundle. That of the built-in launcher's is on no record: the directory is the record, and it
 /// is read once, so that containers without hooks cost nothing.
@@ -168,9 +170,9 @@ async fn forget(config: &Config, runtime: &OciRuntime, id: &ContainerId) -> Resu
     blocking(move || remove_bundle(&bundle)).await
 }
 
-/// What is mounted in it, or left there by a hook on another file system, is an error and stays.
+/// What is mounted in it, or lies where the container's mounts do, is an error and stays.
 fn remove_bundle(bundle: &Path) -> Result<(), Error> {
-    holdfast_sys::tree::remove(bundle).map_err(|source| Error::io("remove", bundle, source))
+    holdfast_sys::tree::remove(bundle, &PLACES).map_err(|source| Error::io("remove", bundle, source))
 }
 
 /// At the daemon's start: what runtimes and the bundles' directory hold of containers that are on no record.
@@ -237,7 +239,12 @@ mod tests {
         }
         assert_eq!(ids_in(dir.path()), [id]);
         assert!(ids_in(&dir.path().join("none")).is_empty());
-        remove_bundle(&dir.path().join(id.as_str())).unwrap();
+        let bundle = dir.path().join(id.as_str());
+        std::fs::create_dir_all(bundle.join("rootfs/etc")).unwrap();
+        remove_bundle(&bundle).unwrap_err();
+        assert!(bundle.join("rootfs/etc").exists());
+        std::fs::remove_dir(bundle.join("rootfs/etc")).unwrap();
+        remove_bundle(&bundle).unwrap();
         assert!(ids_in(dir.path()).is_empty());
     }
 }
