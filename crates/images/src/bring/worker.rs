@@ -20,7 +20,7 @@ use crate::unpack::Unpacked;
 use crate::{Config, Error, Result, remove, threads};
 
 /// Bytes between two reports of progress.
-const REPORT: u64 = 1 << 20;
+const REPORT: u64 = 128 << 10;
 
 /// A layer that needs nothing any more, or only its commit.
 pub(super) enum Ready {
