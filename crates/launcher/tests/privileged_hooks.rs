@@ -483,17 +483,22 @@ fn what_hangs_is_killed_with_a_builder_that_is_given_up() {
 fn a_container_that_runs_is_not_ended_by_what_comes_after_its_start() {
     let case = Case::new(&PodOptions::default());
     let spec = case.spec(
-        "echo out",
+        "echo out; exec sleep 60",
         json!({"poststart": [case.hook("a", "exit 1"), case.hook("b", "echo $0 >>$SEEN/order")],
             "poststop": [case.hook("c", "exit 1"), case.hook("d", "echo $0 >>$SEEN/order")]}),
     );
     let running = case.lab.create(&case.pod, &spec);
     case.start(&running).unwrap();
+    let mut said = [0; 4];
+    let out = running.out.as_ref().unwrap();
+    std::io::Read::read_exact(&mut &*out, &mut said).unwrap();
+    assert_eq!(&said, b"out\n");
+    running.kill();
     case.delete(&running);
     // Once only.
     case.delete(&running);
     assert_eq!(case.lines("order"), ["b", "d"]);
-    assert_eq!(running.wait(&case.lab).ok(), "out\n");
+    assert_eq!(running.wait(&case.lab).code, 137);
     case.finish();
 }
 
