@@ -62,7 +62,7 @@ def exec_terminal(c):
         os.close(slave)
         try:
             # kubectl sends the size when the connection stands, and the shell may be quicker.
-            ask(master, b"until stty size; do sleep 0.2; done; echo do''ne\n", rb"33 101.*done", f"the terminal's size over {name}")
+            ask(master, b"until [ -n \"$(stty size)\" ]; do sleep 0.2; done; stty size; echo do''ne\n", rb"33 101.*done", f"the terminal's size over {name}")
             fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 120, 0, 0))
             client.send_signal(signal.SIGWINCH)
             changed = b"until [ \"$(stty size)\" = '44 120' ]; do sleep 0.2; done; echo do''ne\n"

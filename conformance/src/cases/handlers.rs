@@ -10,8 +10,10 @@ use anyhow::{Context as _, bail, ensure};
 use k8s_cri::v1 as cri;
 use tonic::Code;
 
+use super::streaming::exec_url;
 use super::{Case, Pod, cases, containers, exec, hooks, logs, survival};
 use crate::cri::{container_config, must_fail, pod_config};
+use crate::streams::{Channel, Over, Remote};
 use crate::{Context, NotApplicable, expect};
 
 /// What hack/conformance configures.
@@ -486,6 +488,16 @@ async fn a_terminal(c: Arc<Context>) -> anyhow::Result<()> {
     config.stdin = true;
     config.command = vec!["/bin/cat".into()];
     let id = pod.start(&config).await?;
+    let size =
+        "until size=$(stty size 2>/dev/null); [ -n \"$size\" ]; do sleep 0.05; done; echo size $size; exit 6";
+    let channels = [Channel::Error, Channel::Stdin, Channel::Stdout, Channel::Resize];
+    let url = exec_url(&c.cri, &id, &["/bin/sh", "-c", size], &channels).await?;
+    let mut remote = Remote::open(&url, Over::WebSocket, &channels).await?;
+    remote.resize(132, 43).await?;
+    let said = remote.rest().await?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    ensure!(text.contains("size 43 132"), "the exec's terminal: {text:?}");
+    expect!(said.exit_code()?, 6, "the exec's exit code");
     c.cri.stop(&id, 0).await?;
     pod.end().await
 }

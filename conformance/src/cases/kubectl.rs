@@ -202,9 +202,9 @@ async fn terminal(c: &Context, transport: Transport) -> anyhow::Result<()> {
     let client = Client::start(c, transport).await?;
     let pod = Pod::run(c, "kubectl-tty").await?;
     pod.sleeper(c).await?;
-    // The size is sent beside the command, and may come a moment after it has begun.
-    let shell =
-        "tty; n=0; until stty size 2>/dev/null || [ $n = 100 ]; do n=$((n + 1)); sleep 0.05; done; exit 5";
+    // The size is sent beside the command, and may come a moment after it has begun: until then stty says nothing.
+    let shell = "tty; n=0; until size=$(stty size 2>/dev/null); [ $n = 100 -o -n \"$size\" ]; do n=$((n + 1)); sleep 0.05; done; \
+        echo size $size after $n; exit 5";
     let line = format!(
         "stty rows 33 cols 101; exec '{}' {} sh -c '{shell}'",
         client.program.display(),
@@ -213,7 +213,7 @@ async fn terminal(c: &Context, transport: Transport) -> anyhow::Result<()> {
     let script = client.command("script".as_ref(), &["-qefc", &line, "/dev/null"]);
     let (code, out, err) = shown(&run(script, b"").await?);
     ensure!(
-        out.contains("/dev/pts/") && out.contains("33 101"),
+        out.contains("/dev/pts/") && out.contains("size 33 101 after"),
         "terminal and size: {out} {err}"
     );
     expect!(code, Some(5), "exit code ({out})");

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream as StdStream};
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
-use holdfast_streaming::{AttachRequest, Backend, BackendError, ExecRequest, Process, Resize};
+use holdfast_streaming::{AttachRequest, Backend, BackendError, ExecRequest, Process, Resize, TerminalSize};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::net::{TcpSocket, TcpStream};
 use tracing::debug;
@@ -75,10 +75,11 @@ async fn connect(socket: OwnedFd, address: SocketAddr) -> std::io::Result<TcpStr
 
 #[async_trait]
 impl Backend for Engine {
-    async fn exec(&self, request: ExecRequest) -> Result<Process, BackendError> {
+    async fn exec(&self, request: ExecRequest, size: Option<TerminalSize>) -> Result<Process, BackendError> {
         let wanted = StreamRequest {
             command: request.command,
             tty: request.tty,
+            size,
             streams: Wanted {
                 stdin: request.stdin,
                 stdout: request.stdout,
@@ -117,7 +118,7 @@ fn process(streams: Streams) -> Process {
 }
 
 fn resizer(terminal: OwnedFd) -> Resize {
-    Box::new(move |columns, rows| {
+    Box::new(move |TerminalSize { columns, rows }| {
         let size = Winsize {
             ws_row: rows,
             ws_col: columns,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::{ContainerId, ContainerRecord, SandboxId, SandboxRecord};
+use holdfast_streaming::TerminalSize;
 
 use crate::Error;
 
@@ -42,6 +43,8 @@ pub struct Wanted {
 pub struct StreamRequest {
     pub command: Vec<String>,
     pub tty: bool,
+    /// Of the terminal; without it the size is 0 x 0 until it is set.
+    pub size: Option<TerminalSize>,
     pub streams: Wanted,
 }
 

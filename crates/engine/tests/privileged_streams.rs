@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use holdfast_engine::{Error, Kind, StreamRequest, Streams, Wanted};
 use holdfast_model::{ContainerSpec, ContainerState};
-use holdfast_streaming::{AttachRequest, Backend, ExecRequest};
+use holdfast_streaming::{AttachRequest, Backend, ExecRequest, TerminalSize};
 use node::{Node, PATIENCE, kill9, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::{Receiver, Sender};
@@ -72,6 +72,7 @@ fn shell(script: &str, streams: Wanted) -> StreamRequest {
     StreamRequest {
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
         tty: false,
+        size: None,
         streams,
     }
 }
@@ -174,7 +175,8 @@ fn a_terminal_follows_its_window() {
     let mut node = Node::new("tty");
     let pod = node.run_pod(node.host_pod("one"));
     let main = node.run(&pod, node.script("main", "sleep 1000"));
-    let script = "echo $TERM; read x; stty size; exit 5";
+    let script = "echo $TERM; stty size; read x; stty size; exit 5";
+    let size = |columns, rows| TerminalSize { columns, rows };
     let request = ExecRequest {
         container: main.clone(),
         command: vec!["/bin/sh".into(), "-c".into(), script.into()],
@@ -184,12 +186,12 @@ fn a_terminal_follows_its_window() {
         stderr: false,
     };
     let process = node
-        .block_on(Backend::exec(node.engine(), request.clone()))
+        .block_on(Backend::exec(node.engine(), request.clone(), Some(size(101, 33))))
         .unwrap();
     node.block_on(async {
         let mut screen = reader(process.stdout);
-        read_until(&mut screen, "xterm").await;
-        process.resize.as_ref().unwrap()(132, 40);
+        read_until(&mut screen, "xterm\r\n33 101\r\n").await;
+        process.resize.as_ref().unwrap()(size(132, 40));
         writer(process.stdin).write_all(b"\n").await.unwrap();
         read_until(&mut screen, "40 132").await;
         assert_eq!(process.exit.await.unwrap(), 5);
@@ -203,7 +205,9 @@ fn a_terminal_follows_its_window() {
         ],
         ..request
     };
-    let process = node.block_on(Backend::exec(node.engine(), request)).unwrap();
+    let process = node
+        .block_on(Backend::exec(node.engine(), request, None))
+        .unwrap();
     let pid = "test -s /tmp/pid && kill -0 $(cat /tmp/pid) && echo yes || echo no";
     wait("the command to run", || {
         (node.sh(&main, pid) == "yes\n").then_some(())
@@ -234,7 +238,7 @@ fn a_container_with_a_terminal_outlives_its_clients_and_its_keepers() {
         let process = node.block_on(Backend::attach(node.engine(), request)).unwrap();
         assert!(process.stderr.is_none());
         let (rows, columns) = (20 + word.len() as u16, 70 + word.len() as u16);
-        process.resize.as_ref().unwrap()(columns, rows);
+        process.resize.as_ref().unwrap()(TerminalSize { columns, rows });
         let (screen, keys) = node.block_on(async {
             let (mut screen, mut keys) = (reader(process.stdout), writer(process.stdin));
             keys.write_all(format!("{word}\n").as_bytes()).await.unwrap();

@@ -133,7 +133,7 @@ fn build(plan: &ContainerPlan<'_>, bundle: Option<&Path>, barrier: &OwnedFd) -> 
         )?),
         None => None,
     };
-    let console = matches!(plan.stdio, Stdio::Terminal { .. });
+    let console = matches!(plan.stdio, Stdio::Terminal);
     let devices = Devices::new(
         linux.devices().as_deref().unwrap_or_default(),
         console,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use holdfast_sys::process::{self, Control};
 use holdfast_sys::{mount, scm, seccomp as filter};
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{Box as ConsoleSize, Process};
 use rustix::fs::{Gid, OFlags, Uid, fchown, fstatfs};
 
 use crate::building::ExecFailure;
@@ -19,7 +19,7 @@ use crate::fault::{Context, Fault, Result};
 use crate::hooks::{Hooks, Starting};
 use crate::limits::Limits;
 use crate::place::{Root, Want, attach};
-use crate::plan::{Stdio, WindowSize};
+use crate::plan::Stdio;
 use crate::procfs::Procfs;
 use crate::program::{Program, home_of};
 use crate::staging;
@@ -122,7 +122,7 @@ impl Init<'_> {
             owner: (0, 0),
         };
         let terminal = match self.stdio {
-            Stdio::Terminal { size } => Some(open_terminal(root, *size)?),
+            Stdio::Terminal => Some(open_terminal(root, self.process.console_size())?),
             Stdio::Pipes { .. } => None,
         };
         if let Some((master, _)) = terminal.as_ref().filter(|_| self.console) {
@@ -270,7 +270,7 @@ fn open_null(root: Root<'_>) -> Result<OwnedFd> {
 }
 
 /// A new pseudo-terminal of the container's own devpts: master and peer (CVE-2025-52565: both are what they seem).
-fn open_terminal(root: Root<'_>, size: Option<WindowSize>) -> Result<(OwnedFd, OwnedFd)> {
+fn open_terminal(root: Root<'_>, size: Option<ConsoleSize>) -> Result<(OwnedFd, OwnedFd)> {
     let what = || "open a terminal in the container's /dev/pts";
     let pts = root.find_plain(Path::new("/dev/pts")).at(what)?;
     if fstatfs(&pts).at(what)?.f_type as u64 != DEVPTS_SUPER_MAGIC {
@@ -287,14 +287,19 @@ fn open_terminal(root: Root<'_>, size: Option<WindowSize>) -> Result<(OwnedFd, O
     let peer = process::terminal_peer(master.as_fd()).at(what)?;
     if let Some(size) = size {
         let size = rustix::termios::Winsize {
-            ws_row: size.rows,
-            ws_col: size.columns,
+            ws_row: cells(size.height()),
+            ws_col: cells(size.width()),
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
         rustix::termios::tcsetwinsize(&master, size).at(|| "set the terminal's size")?;
     }
     Ok((master, peer))
+}
+
+/// Rows or columns, of which the kernel knows 65,535.
+fn cells(wanted: u64) -> u16 {
+    u16::try_from(wanted).unwrap_or(u16::MAX)
 }
 
 /// Binds the terminal with this master at /dev/console, where that is a file of ours. Called with `/` the container's.

@@ -74,7 +74,6 @@ pub use handler::{BuiltIn, Handler, Made};
 pub use hooks::Hooked;
 pub use plan::{
     CgroupDriver, CgroupRef, ContainerPlan, ExecPlan, IdMap, PodNamespaces, Rootfs, SandboxPlan, Stdio,
-    WindowSize,
 };
 pub use sandbox::{create_sandbox, unbind_namespace};
 pub use walk::kill_tree;

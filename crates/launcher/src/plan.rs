@@ -101,13 +101,6 @@ pub enum Rootfs {
     Bind { source: PathBuf },
 }
 
-/// Rows and columns of a terminal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowSize {
-    pub rows: u16,
-    pub columns: u16,
-}
-
 /// Standard descriptors of the new process, which are handed over and closed in the caller.
 #[derive(Debug)]
 pub enum Stdio {
@@ -117,15 +110,16 @@ pub enum Stdio {
         stdout: Option<OwnedFd>,
         stderr: Option<OwnedFd>,
     },
-    /// A pseudo-terminal of the container's own devpts; its master is [`crate::Built::pty_master`].
-    Terminal { size: Option<WindowSize> },
+    /// A pseudo-terminal of the container's own devpts, of the size that the process's `consoleSize` says; its master is
+    /// [`crate::Built::pty_master`].
+    Terminal,
 }
 
 impl Stdio {
     /// The process's ends, in order.
     pub(crate) fn ends(&self) -> [Option<BorrowedFd<'_>>; 3] {
         match self {
-            Self::Terminal { .. } => [None; 3],
+            Self::Terminal => [None; 3],
             Self::Pipes {
                 stdin,
                 stdout,

@@ -5,7 +5,6 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -174,19 +173,10 @@ fn an_exec_can_have_a_terminal() {
     running.release().unwrap();
     let mut process = lab.spec(&pod, "")["process"].clone();
     process["terminal"] = json!(true);
+    process["consoleSize"] = json!({"height": 33, "width": 99});
     process["args"] = json!(["sh", "-c", "tty; stty size"]);
     let mut exec = lab.try_exec(&running, &process, "exec-1").unwrap();
     let mut master = std::fs::File::from(exec.built.pty_master.take().unwrap());
-    rustix::termios::tcsetwinsize(
-        master.as_fd(),
-        rustix::termios::Winsize {
-            ws_row: 33,
-            ws_col: 99,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        },
-    )
-    .unwrap();
     exec.release().unwrap();
     let mut text = Vec::new();
     let _ = master.read_to_end(&mut text);

@@ -617,7 +617,7 @@ impl Pipes {
         let log_state = rustix::fs::memfd_create("holdfast-log", rustix::fs::MemfdFlags::CLOEXEC)?;
         if create.tty {
             return Ok(Pipes {
-                inner: ChildStdio::Terminal { size: None },
+                inner: ChildStdio::Terminal,
                 outer: None,
                 log_state,
             });

@@ -61,7 +61,7 @@ fn stdio(request: &ExecStream, ends: Vec<OwnedFd>) -> Result<Stdio, Failure> {
         return Err(failure(FailureKind::Invalid, text));
     }
     if request.tty {
-        return Ok(Stdio::Terminal { size: None });
+        return Ok(Stdio::Terminal);
     }
     let mut ends = ends.into_iter();
     let [stdin, stdout, stderr] = wanted.map(|wanted| if wanted { ends.next() } else { None });
@@ -98,6 +98,6 @@ mod tests {
         assert!(stdio(&request(false, true, true, true), vec![null(), null()]).is_err());
         assert!(stdio(&request(true, true, true, false), vec![null()]).is_err());
         let terminal = stdio(&request(true, true, true, false), Vec::new()).unwrap();
-        assert!(matches!(terminal, Stdio::Terminal { .. }));
+        assert!(matches!(terminal, Stdio::Terminal));
     }
 }

@@ -14,8 +14,15 @@ pub type BackendError = Box<dyn std::error::Error + Send + Sync>;
 /// of the container (which attach does not report; any number will do).
 pub type Exit = Pin<Box<dyn Future<Output = Result<i32, BackendError>> + Send>>;
 
-/// Sets the size of a terminal, in columns and rows. Must not block; errors are the implementation's to log.
-pub type Resize = Box<dyn Fn(u16, u16) + Send + Sync>;
+/// Of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    pub columns: u16,
+    pub rows: u16,
+}
+
+/// Sets the size of a terminal. Must not block; errors are the implementation's to log.
+pub type Resize = Box<dyn Fn(TerminalSize) + Send + Sync>;
 
 /// A command to run in a container. It was validated: at least one stream is wanted, and no stderr with a terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +78,8 @@ impl fmt::Debug for Process {
 /// Calls are dropped when their client goes away before they are done; an implementation undoes what it had begun.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
-    async fn exec(&self, request: ExecRequest) -> Result<Process, BackendError>;
+    /// With a terminal, `size` is what it is to begin with, if the client has told it in time.
+    async fn exec(&self, request: ExecRequest, size: Option<TerminalSize>) -> Result<Process, BackendError>;
 
     /// Nothing is replayed. With `stdin`, closing it closes the container's only if that was made with `stdin_once`.
     async fn attach(&self, request: AttachRequest) -> Result<Process, BackendError>;

@@ -32,7 +32,7 @@ mod tokens;
 mod writer;
 mod ws;
 
-pub use backend::{AttachRequest, Backend, BackendError, ExecRequest, Exit, Process, Resize};
+pub use backend::{AttachRequest, Backend, BackendError, ExecRequest, Exit, Process, Resize, TerminalSize};
 pub use server::{Bound, Config, RequestError, Server, StartError};
 pub use tls::{TlsError, TlsFiles};
 pub use tokens::TokenError;

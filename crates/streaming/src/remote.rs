@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{AttachRequest, Backend, BackendError, ExecRequest, Process, Resize};
+use crate::backend::{AttachRequest, Backend, BackendError, ExecRequest, Process, Resize, TerminalSize};
 use crate::pipe::{Reader, Writer};
 use crate::status::Outcome;
 use crate::stream::{Incoming, Item, Sink};
@@ -15,6 +15,9 @@ use crate::stream::{Incoming, Item, Sink};
 /// After a command's exit its output is read until its end, or until nothing has come for this long: a child in the
 /// background may hold the pipes open for ever.
 const QUIET: Duration = Duration::from_secs(2);
+/// How long a command with a terminal waits for its size. Clients send it with their first breath or not at all, and a command that
+/// begins before it is there draws its first screen for a terminal of no size.
+const FIRST_SIZE: Duration = Duration::from_millis(100);
 /// A size is a short JSON object; more than this without an end is none.
 const MAX_SIZE: usize = 1 << 10;
 
@@ -76,10 +79,6 @@ pub async fn serve(backend: &dyn Backend, request: Request, streams: Streams, go
 
 async fn to_the_end(backend: &dyn Backend, request: Request, streams: Streams) {
     let attach = matches!(request, Request::Attach(_));
-    let started = match request {
-        Request::Exec(request) => backend.exec(request).await,
-        Request::Attach(request) => backend.attach(request).await,
-    };
     let Streams {
         stdin,
         resize,
@@ -88,8 +87,19 @@ async fn to_the_end(backend: &dyn Backend, request: Request, streams: Streams) {
         error,
         json,
     } = streams;
+    let mut sizes = resize.map(Sizes::new);
+    let started = match request {
+        Request::Exec(request) => {
+            let first = match &mut sizes {
+                Some(sizes) => tokio::time::timeout(FIRST_SIZE, sizes.next()).await,
+                None => Ok(None),
+            };
+            backend.exec(request, first.ok().flatten()).await
+        }
+        Request::Attach(request) => backend.attach(request).await,
+    };
     let outcome = match started {
-        Ok(process) => match join(process, stdin, resize, stdout.as_ref(), stderr.as_ref()).await {
+        Ok(process) => match join(process, stdin, sizes, stdout.as_ref(), stderr.as_ref()).await {
             // What a container that was attached to exits with is not the client's affair.
             Ok(_) if attach => Outcome::Success,
             Ok(code) => Outcome::ExitCode(code),
@@ -113,7 +123,7 @@ async fn to_the_end(backend: &dyn Backend, request: Request, streams: Streams) {
 async fn join(
     process: Process,
     stdin: Option<Incoming>,
-    resize: Option<Incoming>,
+    sizes: Option<Sizes>,
     stdout: Option<&Sink>,
     stderr: Option<&Sink>,
 ) -> Result<i32, BackendError> {
@@ -133,7 +143,7 @@ async fn join(
         }
     };
     let inputs = async {
-        tokio::join!(copy_in(stdin, to_stdin), sizes(resize, process.resize));
+        tokio::join!(copy_in(stdin, to_stdin), resizes(sizes, process.resize));
         std::future::pending::<()>().await;
     };
     let mut exit = process.exit;
@@ -204,16 +214,41 @@ struct Size {
     height: u16,
 }
 
-/// Sizes come as JSON objects, one behind the other; of those that come together only the last counts.
-async fn sizes(from: Option<Incoming>, resize: Option<Resize>) {
+async fn resizes(from: Option<Sizes>, resize: Option<Resize>) {
     let (Some(mut from), Some(resize)) = (from, resize) else {
         return;
     };
-    let mut text = BytesMut::new();
-    while let Item::Data(data) = from.next().await {
-        if let Some(size) = last_size(&mut text, &data) {
-            resize(size.width, size.height);
+    while let Some(size) = from.next().await {
+        resize(size);
+    }
+}
+
+/// Sizes come as JSON objects, one behind the other; of those that come together only the last counts.
+struct Sizes {
+    from: Incoming,
+    /// The beginning of one.
+    text: BytesMut,
+}
+
+impl Sizes {
+    fn new(from: Incoming) -> Self {
+        Self {
+            from,
+            text: BytesMut::new(),
         }
+    }
+
+    /// `None` at the end. One that is given up while it waits has lost nothing.
+    async fn next(&mut self) -> Option<TerminalSize> {
+        while let Item::Data(data) = self.from.next().await {
+            if let Some(Size { width, height }) = last_size(&mut self.text, &data) {
+                return Some(TerminalSize {
+                    columns: width,
+                    rows: height,
+                });
+            }
+        }
+        None
     }
 }
 

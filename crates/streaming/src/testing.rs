@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -13,12 +13,16 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::{AttachRequest, Backend, BackendError, Bound, Config, ExecRequest, Process, Server};
+use crate::{
+    AttachRequest, Backend, BackendError, Bound, Config, ExecRequest, Process, Server, TerminalSize,
+};
 
 #[derive(Debug, Default)]
 pub struct TestBackend {
     /// Processes that live.
     pub running: Arc<AtomicUsize>,
+    /// The size that the last terminal began with.
+    pub first: Mutex<Option<TerminalSize>>,
     /// How often a terminal was resized, and its last size.
     pub resized: Arc<(AtomicUsize, AtomicU64)>,
 }
@@ -83,7 +87,7 @@ impl TestBackend {
                 .take()
                 .map(|s| non_blocking(s.into_owned_fd().unwrap())),
             resize: request.tty.then(|| {
-                Box::new(move |columns: u16, rows: u16| {
+                Box::new(move |TerminalSize { columns, rows }| {
                     resized.0.fetch_add(1, Ordering::SeqCst);
                     resized
                         .1
@@ -100,7 +104,8 @@ impl TestBackend {
 
 #[async_trait]
 impl Backend for TestBackend {
-    async fn exec(&self, request: ExecRequest) -> Result<Process, BackendError> {
+    async fn exec(&self, request: ExecRequest, size: Option<TerminalSize>) -> Result<Process, BackendError> {
+        *self.first.lock().unwrap() = size;
         match request.command[0].as_str() {
             "echo-for-ever" => Ok(self.echo()),
             _ => self.spawn(&request),

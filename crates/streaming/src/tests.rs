@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::spdy::testing::{Client as Spdy, data};
 use crate::testing::{SPDY, WEBSOCKET, address, ask, command, request, start, upgrade};
 use crate::ws::testing::Client as Ws;
-use crate::{AttachRequest, Config, ExecRequest, RequestError, TlsFiles};
+use crate::{AttachRequest, Config, ExecRequest, RequestError, TerminalSize, TlsFiles};
 
 const V4: &str = "v4.channel.k8s.io";
 const V5: &str = "v5.channel.k8s.io";
@@ -195,6 +195,36 @@ async fn a_storm_of_sizes() {
     let resized = &backend.resized;
     assert!(resized.0.load(Ordering::SeqCst) > 0);
     assert_eq!(resized.1.load(Ordering::SeqCst), 132 << 16 | 43);
+}
+
+/// A program finds the terminal as large as the client's; one whose client says nothing is not kept waiting for long.
+#[tokio::test]
+async fn a_command_begins_with_its_terminal_s_size() {
+    for (said, wanted) in [
+        (
+            &b"{\"Width\":132,\"Height\":43}"[..],
+            Some(TerminalSize {
+                columns: 132,
+                rows: 43,
+            }),
+        ),
+        (b"", None),
+    ] {
+        let (server, backend) = start(Config::default()).await;
+        let tty = ExecRequest {
+            tty: true,
+            stderr: false,
+            ..command(&["true"])
+        };
+        let url = server.exec(tty).unwrap();
+        let begin = Instant::now();
+        let mut client = spdy(&url, V4, &["error", "stdin", "stdout", "resize"]).await;
+        client.send(&data(7, said, false)).await;
+        let (all, _) = timeout(Duration::from_secs(20), client.rest()).await.unwrap();
+        assert_eq!(status(&all[&1])["status"], "Success");
+        assert_eq!(*backend.first.lock().unwrap(), wanted);
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
 }
 
 /// A child in the background holds the pipe open; the client is not kept waiting for it.

@@ -596,7 +596,7 @@ impl Pod {
         let permit = self.exec_permit()?;
         let (container, client) = self.running(id)?;
         let template = container.template()?;
-        let process = spec::exec_process(&template.spec, &request.command, false)?;
+        let process = spec::exec_process(&template.spec, &request.command, false, None)?;
         let exec = ExecSync {
             container_id: id.to_string(),
             exec_id: new_exec_id()?,

@@ -95,7 +95,7 @@ impl Pod {
         let clamp_privileges = self.context.shared.config.clamp_privileges;
         let (container, client) = self.running(id)?;
         let template = container.template()?;
-        let process = spec::exec_process(&template.spec, &request.command, request.tty)?;
+        let process = spec::exec_process(&template.spec, &request.command, request.tty, request.size)?;
         let Wanted {
             stdin,
             stdout,

@@ -1,7 +1,8 @@
 //! The process of a container: arguments, environment, identity, limits.
 
 use holdfast_model::{EnvVar, Invalid, Signal};
-use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec, User};
+use holdfast_streaming::TerminalSize;
+use oci_spec::runtime::{BoxBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Spec, User};
 
 use super::capabilities::Granted;
 use super::user::Identity;
@@ -154,7 +155,12 @@ pub(crate) fn stop_signal(inputs: &Inputs<'_>) -> Result<Signal, Invalid> {
 }
 
 /// The process of an exec: the container's own with another command.
-pub fn exec_process(spec: &Spec, command: &[String], tty: bool) -> Result<Process, Invalid> {
+pub fn exec_process(
+    spec: &Spec,
+    command: &[String],
+    tty: bool,
+    size: Option<TerminalSize>,
+) -> Result<Process, Invalid> {
     if command.first().is_none_or(String::is_empty) {
         return Err(Invalid::new("cmd", "is missing"));
     }
@@ -164,6 +170,11 @@ pub fn exec_process(spec: &Spec, command: &[String], tty: bool) -> Result<Proces
     let mut process = spec.process().clone().unwrap_or_default();
     process.set_args(Some(command.to_vec()));
     process.set_terminal(Some(tty));
+    if let Some(TerminalSize { columns, rows }) = size {
+        let size = BoxBuilder::default().width(columns).height(rows).build();
+        let size = size.map_err(|error| Invalid::new("size", error.to_string()))?;
+        process.set_console_size(Some(size));
+    }
     if tty
         && let Some(env) = process.env_mut()
         && !env.iter().any(|text| text.starts_with("TERM="))

@@ -673,12 +673,14 @@ fn the_default_seccomp_profile_knows_the_capabilities() {
 #[test]
 fn an_exec_is_the_container_with_other_arguments() {
     let spec = case().build().unwrap().spec;
-    let process = exec_process(&spec, &["ls".into(), "-l".into()], false).unwrap();
+    let process = exec_process(&spec, &["ls".into(), "-l".into()], false, None).unwrap();
     assert_eq!(process.args().clone().unwrap(), ["ls", "-l"]);
     assert_eq!(process.cwd(), spec.process().as_ref().unwrap().cwd());
-    assert_eq!(exec_process(&spec, &[], false).unwrap_err().field, "cmd");
+    assert_eq!(exec_process(&spec, &[], false, None).unwrap_err().field, "cmd");
     assert_eq!(
-        exec_process(&spec, &["a\0".into()], false).unwrap_err().field,
+        exec_process(&spec, &["a\0".into()], false, None)
+            .unwrap_err()
+            .field,
         "cmd[0]"
     );
 }

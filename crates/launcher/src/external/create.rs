@@ -25,7 +25,7 @@ const PID_FILE: &str = "init.pid";
 
 pub(super) fn build(runtime: &External, plan: &ContainerPlan<'_>) -> Result<Made> {
     prepare_builder()?;
-    let tty = matches!(plan.stdio, Stdio::Terminal { .. });
+    let tty = matches!(plan.stdio, Stdio::Terminal);
     let mut translated = spec::translate(plan, &runtime.bundle, tty)?;
     let mut warnings = Vec::new();
     spec::clamp(

@@ -24,7 +24,7 @@ pub(super) fn build(runtime: &External, plan: &ExecPlan<'_>) -> Result<Made> {
     prepare_builder()?;
     let running = pidfd::signal(plan.init, 0).at(|| format!("{} is not running", plan.name));
     running.map_err(|fault| fault.kind(Kind::Precondition))?;
-    let tty = matches!(plan.stdio, Stdio::Terminal { .. });
+    let tty = matches!(plan.stdio, Stdio::Terminal);
     let mut process: Value = serde_json::from_slice(plan.process)
         .map_err(|e| Fault::invalid(format!("the process for {} is unreadable: {e}", plan.name)))?;
     let mut warnings = Vec::new();
@@ -48,7 +48,7 @@ fn run(
     plan: &ExecPlan<'_>,
     (file, pid_file, log): (&std::path::Path, &std::path::PathBuf, &str),
 ) -> Result<Left> {
-    let tty = matches!(plan.stdio, Stdio::Terminal { .. });
+    let tty = matches!(plan.stdio, Stdio::Terminal);
     let own = rustix::process::getpid().as_raw_nonzero();
     let console = tty
         .then(|| Console::listen(&runtime.bundle, &format!("exec-{own}.tty")))

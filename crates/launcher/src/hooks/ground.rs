@@ -140,7 +140,7 @@ pub(crate) fn let_hooks_run(builder: &OwnedFd) -> Result<()> {
 
 /// The container as others find it: what hooks read at `<bundle>/config.json`.
 fn config(plan: &ContainerPlan<'_>, bundle: &Path) -> Result<Value> {
-    let tty = matches!(plan.stdio, Stdio::Terminal { .. });
+    let tty = matches!(plan.stdio, Stdio::Terminal);
     let mut spec = outline(plan, bundle, tty)?;
     let shm = match plan.namespaces.ipc {
         Some(_) => format!("/proc/{}/root/{}", plan.pause_pid, staging::SHM),

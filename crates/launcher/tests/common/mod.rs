@@ -384,7 +384,7 @@ impl Lab {
         let bytes = serde_json::to_vec(spec).unwrap();
         let terminal = spec["process"]["terminal"] == true;
         let (out, err, stdio) = if terminal {
-            (None, None, Stdio::Terminal { size: None })
+            (None, None, Stdio::Terminal)
         } else {
             let (out, out_end) = pipe();
             let (err, err_end) = pipe();
@@ -495,7 +495,7 @@ impl Lab {
         let (out, out_end) = pipe();
         let (err, err_end) = pipe();
         let stdio = if terminal {
-            Stdio::Terminal { size: None }
+            Stdio::Terminal
         } else {
             Stdio::Pipes {
                 stdin: None,
