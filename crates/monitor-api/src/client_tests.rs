@@ -182,6 +182,18 @@ async fn the_end_of_the_connection_fails_calls_and_ends_events() {
 #[tokio::test]
 async fn events_that_nobody_takes_do_not_stop_replies() {
     let (client, mut events, peer) = connected();
+    let peer = flooded(&client, peer).await;
+    // That some are missing is told though no other event follows.
+    assert_eq!(until_lagged(&mut events).await, EVENT_QUEUE);
+    peer.event("after");
+    assert!(matches!(events.next().await, Some(MonitorEvent::Exited(exit)) if exit.container_id == "after"));
+    drop(flooded(&client, peer).await);
+    assert_eq!(until_lagged(&mut events).await, EVENT_QUEUE);
+    assert!(matches!(events.next().await, Some(MonitorEvent::Gone)));
+}
+
+/// More events than the queue holds, and an answer behind them: when it has come, all of them have.
+async fn flooded(client: &Client, peer: Peer) -> Peer {
     let flood = tokio::task::spawn_blocking(move || {
         for _ in 0..EVENT_QUEUE + 10 {
             peer.event("x");
@@ -194,18 +206,7 @@ async fn events_that_nobody_takes_do_not_stop_replies() {
     let (id, _) = peer.take().await;
     peer.reply(id, reply::Body::Done(Empty {}), &[]);
     call.await.unwrap().unwrap();
-    // That some are missing is told though no other event follows.
-    assert_eq!(until_lagged(&mut events).await, EVENT_QUEUE);
-    peer.event("after");
-    assert!(matches!(events.next().await, Some(MonitorEvent::Exited(exit)) if exit.container_id == "after"));
-    let flood = tokio::task::spawn_blocking(move || {
-        for _ in 0..EVENT_QUEUE + 10 {
-            peer.event("x");
-        }
-    });
-    flood.await.unwrap();
-    assert_eq!(until_lagged(&mut events).await, EVENT_QUEUE);
-    assert!(matches!(events.next().await, Some(MonitorEvent::Gone)));
+    peer
 }
 
 /// How many events come before that.
