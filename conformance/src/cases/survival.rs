@@ -144,7 +144,9 @@ impl Scene {
         let before = counted(&self.log("steady.log"))?;
         std::fs::write(self.log("now"), "")?;
         until("the containers end", Duration::from_secs(60), || {
-            self.ending.iter().all(|(_, pid, ..)| !alive(*pid))
+            // Gone, and not a zombie: their monitor has noted when.
+            let gone = |pid: &i32| !Path::new("/proc").join(pid.to_string()).exists();
+            self.ending.iter().all(|(_, pid, ..)| gone(pid))
         })
         .await?;
         ensure!(alive(self.steady.1), "the container died with the server");
