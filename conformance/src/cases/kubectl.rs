@@ -19,6 +19,8 @@ cases!["kubectl";
     exec_over_spdy,
     input_of_20_mb_over_websocket => "the peer's streams have no v5.channel.k8s.io, and kubectl falls back to SPDY",
     input_of_20_mb_over_spdy,
+    output_that_is_read_late_over_websocket => "the peer's streams have no v5.channel.k8s.io, and kubectl falls back to SPDY",
+    output_that_is_read_late_over_spdy,
     terminal_over_websocket => "the peer's streams have no v5.channel.k8s.io, and kubectl falls back to SPDY",
     terminal_over_spdy,
     attach_over_websocket => "the peer's streams have no v5.channel.k8s.io, and kubectl falls back to SPDY",
@@ -187,6 +189,32 @@ async fn input_of_20_mb(c: &Context, transport: Transport) -> anyhow::Result<()>
         String::from_utf8_lossy(&output.stderr)
     );
     client.upgraded(2)?;
+    pod.end().await
+}
+
+async fn output_that_is_read_late_over_websocket(c: Arc<Context>) -> anyhow::Result<()> {
+    output_that_is_read_late(&c, WebSocket).await
+}
+async fn output_that_is_read_late_over_spdy(c: Arc<Context>) -> anyhow::Result<()> {
+    output_that_is_read_late(&c, Spdy).await
+}
+
+/// The program has ended long before its output is read. kubectl sends a ping each five seconds: a proxy whose side of the connection
+/// was closed answers it by a reset, and what it still held is lost.
+async fn output_that_is_read_late(c: &Context, transport: Transport) -> anyhow::Result<()> {
+    const LATE: Duration = Duration::from_secs(7);
+    let client = Client::start(c, transport).await?;
+    let pod = Pod::run(c, "kubectl-late").await?;
+    pod.sleeper(c).await?;
+    let words = ["exec", "kubectl-late", "--", "head", "-c", "1500000", "/dev/zero"];
+    let mut kubectl = client.kubectl(&words).spawn()?;
+    let mut from = kubectl.stdout.take().context("kubectl's stdout")?;
+    tokio::time::sleep(LATE).await;
+    let mut output = Vec::new();
+    from.read_to_end(&mut output).await?;
+    expect!(output.len(), 1_500_000, "bytes that were read late");
+    expect!(kubectl.wait().await?.code(), Some(0), "exit code");
+    client.upgraded(1)?;
     pod.end().await
 }
 

@@ -93,7 +93,12 @@ pub async fn pass_on(
         };
         count.fetch_add(1, Ordering::Relaxed);
     }
-    // Either side may break off: kubectl does when it is told to end.
-    let _ended = tokio::io::copy_bidirectional(&mut client, &mut runtime).await;
+    // As the API server's and the kubelet's proxies do it: the end of either direction closes both connections.
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_runtime, mut to_runtime) = runtime.split();
+    tokio::select! {
+        _ = tokio::io::copy(&mut from_client, &mut to_runtime) => {}
+        _ = tokio::io::copy(&mut from_runtime, &mut to_client) => {}
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::activity::Activity;
 
@@ -18,7 +19,7 @@ pub trait Encoder: Send + 'static {
     /// Appends what goes before the payload to `head` and returns the payload.
     fn encode(&mut self, item: Self::Item, head: &mut BytesMut) -> Bytes;
 
-    /// After this one the writing side is shut down.
+    /// After this one nothing may be written.
     fn is_last(item: &Self::Item) -> bool;
 
     /// Asks only whether the client is there: no sign of life.
@@ -62,17 +63,18 @@ impl<T> Queue<T> {
     }
 }
 
-/// The queues, and the task to be run.
+/// The queues, and the task to be run. It ends when the client has closed its side (`over`), or cannot be written to.
 pub fn writer<E: Encoder>(
     encoder: E,
     io: impl AsyncWrite + Send + Unpin + 'static,
     activity: Activity,
+    over: CancellationToken,
 ) -> (Queue<E::Item>, impl Future<Output = ()> + Send + 'static) {
     let (data, data_queue) = mpsc::channel(QUEUE);
     let (urgent, urgent_queue) = mpsc::channel(URGENT);
     (
         Queue { data, urgent },
-        run(encoder, io, activity, data_queue, urgent_queue),
+        run(encoder, io, activity, over, (urgent_queue, data_queue)),
     )
 }
 
@@ -80,18 +82,20 @@ async fn run<E: Encoder>(
     mut encoder: E,
     mut io: impl AsyncWrite + Send + Unpin,
     activity: Activity,
-    mut data: mpsc::Receiver<E::Item>,
-    mut urgent: mpsc::Receiver<E::Item>,
+    over: CancellationToken,
+    (mut urgent, mut data): (mpsc::Receiver<E::Item>, mpsc::Receiver<E::Item>),
 ) {
+    let mut ended = false;
     let mut head = BytesMut::with_capacity(64);
     loop {
         let item = tokio::select! {
             biased;
-            Some(item) = urgent.recv() => item,
-            Some(item) = data.recv() => item,
-            else => break,
+            Some(item) = urgent.recv(), if !ended => item,
+            Some(item) = data.recv(), if !ended => item,
+            () = over.cancelled() => break,
         };
-        let (last, probe) = (E::is_last(&item), E::is_probe(&item));
+        let probe = E::is_probe(&item);
+        ended = E::is_last(&item);
         head.clear();
         let payload = encoder.encode(item, &mut head);
         let mut all = (&head[..]).chain(payload);
@@ -103,11 +107,8 @@ async fn run<E: Encoder>(
                 Ok(0) | Err(_) => return,
             }
         }
-        if last {
-            break;
-        }
         // TLS keeps records back until it is told; a plain socket has nothing to flush.
-        if data.is_empty() && urgent.is_empty() && io.flush().await.is_err() {
+        if (ended || data.is_empty() && urgent.is_empty()) && io.flush().await.is_err() {
             return;
         }
     }

@@ -41,9 +41,9 @@ pub struct Mux {
 impl Mux {
     pub fn start(io: impl AsyncRead + AsyncWrite + Send + 'static, activity: Activity) -> Self {
         let (read, write) = tokio::io::split(io);
-        let (queue, writing) = writer(FrameEncoder::default(), write, activity.clone());
-        let handle = Handle::new(queue);
         let gone = CancellationToken::new();
+        let (queue, writing) = writer(FrameEncoder::default(), write, activity.clone(), gone.clone());
+        let handle = Handle::new(queue);
         let (sender, opened) = mpsc::channel(UNSEEN);
         let reader = Reader {
             handle: handle.clone(),
@@ -78,16 +78,17 @@ impl Mux {
         }
     }
 
-    /// Lets the client read to the end: says goodbye, closes our side, and waits for it to close its own while it shows signs of life.
-    /// Whoever closes a socket with unread input makes the kernel drop what the client had not read yet.
+    /// Lets the client read to the end: says goodbye, and waits for it to close the connection while it shows signs of life. If our side were
+    /// closed before, kubelet and API server, through which clients come, would close both theirs at once, and their kernels would drop what
+    /// a slow client has not read yet.
     pub async fn close(mut self) {
         // Who opens streams now is refused.
         self.opened.close();
         while self.opened.try_recv().is_ok() {}
         let parting = async {
             self.handle.go_away().await;
-            let _ = (&mut self.writer).await;
             let _ = (&mut self.reader).await;
+            let _ = (&mut self.writer).await;
         };
         self.activity.part(parting).await;
     }

@@ -268,8 +268,12 @@ async fn goodbye_lets_the_client_read_to_the_end() {
     });
     let (all, ended) = client.rest().await;
     assert_eq!((all[&1].len(), ended), (100_000, vec![1]));
-    assert_eq!(client.io.read(&mut [0]).await.unwrap(), 0);
-    drop(client);
+    // The end of the connection is the client's to make; until then its pings are answered.
+    client.send(&words(6, &[1])).await;
+    assert_eq!(client.recv().await, Some(Frame::Ping { id: 1 }));
+    assert!(timeout(SILENCE / 2, client.recv()).await.is_err());
+    client.io.shutdown().await.unwrap();
+    assert_eq!(client.recv().await, None);
     timeout(Duration::from_secs(2), server).await.unwrap().unwrap();
 }
 
@@ -305,17 +309,18 @@ async fn a_slow_client_reads_to_the_end() {
     out.finish().await;
     let (before, closing) = (Instant::now(), tokio::spawn(async move { mux.close().await }));
     let (mut length, mut buffer) = (0, vec![0; 16 << 10]);
-    loop {
+    // The data's two frames, the end of the stream, and GOAWAY.
+    let all = 60_000 + 8 * 3 + 16;
+    while length < all {
         // The bytes that lie between us are 4096 at most.
         tokio::time::sleep(SILENCE / 4).await;
         match client.io.read(&mut buffer).await.unwrap() {
-            0 => break,
+            0 => panic!("cut off after {length} bytes"),
             read => length += read,
         }
     }
     assert!(before.elapsed() > 2 * SILENCE, "this client is not slow");
-    // The data's two frames, the end of the stream, and GOAWAY.
-    assert_eq!(length, 60_000 + 8 * 3 + 16);
+    assert_eq!(length, all);
     drop(client);
     closing.await.unwrap();
 }

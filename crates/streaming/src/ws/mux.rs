@@ -47,8 +47,8 @@ impl Mux {
         activity: Activity,
     ) -> Self {
         let (read, write) = tokio::io::split(io);
-        let (queue, writing) = writer(FrameEncoder, write, activity.clone());
         let gone = CancellationToken::new();
+        let (queue, writing) = writer(FrameEncoder, write, activity.clone(), gone.clone());
         let mut reader = Reader {
             queue: queue.clone(),
             codec,
@@ -93,12 +93,12 @@ impl Mux {
         }
     }
 
-    /// Lets the client read to the end, says goodbye, and waits for it to do so too while it shows signs of life.
+    /// Lets the client read to the end, says goodbye, and waits for it to do so too while it shows signs of life: see SPDY's.
     pub async fn close(mut self) {
         let parting = async {
             let _ = self.queue.send(Out::Close(NORMAL)).await;
-            let _ = (&mut self.writer).await;
             let _ = (&mut self.reader).await;
+            let _ = (&mut self.writer).await;
         };
         self.activity.part(parting).await;
     }

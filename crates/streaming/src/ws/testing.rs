@@ -84,13 +84,16 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Client<I> {
         Some((first & 0x0f, self.buffer.split_to(length).to_vec()))
     }
 
-    /// Everything until the connection's end, by channel, and the code that it was closed with.
+    /// Everything until the server's goodbye, by channel, and the code that came with it.
     pub async fn rest(&mut self) -> (std::collections::BTreeMap<u8, Vec<u8>>, Option<u16>) {
         let mut all = std::collections::BTreeMap::<u8, Vec<u8>>::new();
         let mut code = None;
         while let Some((opcode, payload)) = self.recv().await {
             match (opcode, payload.split_first()) {
-                (8, Some(_)) => code = Some(u16::from_be_bytes([payload[0], payload[1]])),
+                (8, Some(_)) => {
+                    code = Some(u16::from_be_bytes([payload[0], payload[1]]));
+                    break;
+                }
                 (1 | 2, Some((channel, data))) => all.entry(*channel).or_default().extend_from_slice(data),
                 _ => {}
             }

@@ -2,6 +2,7 @@
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::frame::{Decoder, Event, FrameEncoder, FrameError, Out};
@@ -15,7 +16,7 @@ const NORMAL: u16 = 1000;
 
 /// The tasks behind a tunnel; dropping them closes the socket.
 pub struct Tunnel {
-    _tasks: [AbortOnDropHandle<()>; 3],
+    _tasks: [AbortOnDropHandle<()>; 2],
 }
 
 /// The inner connection, good as long as the tunnel is kept.
@@ -26,7 +27,8 @@ pub fn tunnel(
     let (near, far) = tokio::io::duplex(BUFFER);
     let (read, write) = tokio::io::split(io);
     let (mut far_read, mut far_write) = tokio::io::split(far);
-    let (queue, writing) = writer(FrameEncoder, write, activity);
+    let over = CancellationToken::new();
+    let (queue, writing) = writer(FrameEncoder, write, activity, over.clone());
     let answers = queue.clone();
     let inwards = async move {
         if let Err(error) = unwrap(read, &mut far_write, &answers).await {
@@ -45,11 +47,11 @@ pub fn tunnel(
         }
         let _ = queue.send(Out::Close(NORMAL)).await;
     };
-    let tasks = [
-        tokio::spawn(writing),
-        tokio::spawn(inwards),
-        tokio::spawn(outwards),
-    ];
+    let passing = async move {
+        tokio::join!(inwards, outwards);
+        over.cancel();
+    };
+    let tasks = [tokio::spawn(writing), tokio::spawn(passing)];
     (
         near,
         Tunnel {
