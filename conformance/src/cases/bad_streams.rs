@@ -269,7 +269,7 @@ async fn half_open_connections(c: Arc<Context>) -> anyhow::Result<()> {
         "others waited {:?}",
         begin.elapsed()
     );
-    // A client that shuts its side down and reads on gets all of what it asked for.
+    // One that behaves is served beside them.
     let url = exec_url(
         &c.cri,
         &id,

@@ -51,7 +51,7 @@ pub async fn url(cri: &Cri, request: &Request, pod: (&str, &str), kind: &str) ->
     })
 }
 
-/// Sends the request on to `url` and joins the two connections, until both have ended.
+/// Sends the request on to `url` and joins the two connections, until either direction has ended.
 pub async fn pass_on(
     mut client: TcpStream,
     request: &Request,

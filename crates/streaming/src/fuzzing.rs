@@ -4,10 +4,12 @@
 //! cut up; nothing that comes out is larger than its bound; a connection ends when its client has gone, whatever it said.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
 
 use crate::activity::Activity;
 use crate::spdy::testing::{Blocks, syn_stream};
@@ -40,7 +42,7 @@ pub fn spdy_session(input: &[u8]) {
         .unwrap();
     runtime.block_on(async {
         let (near, far) = tokio::io::duplex(1 << 16);
-        let mut mux = spdy::Mux::start(near, Activity::new());
+        let mut mux = spdy::Mux::start(near, Activity::new(Arc::new(Semaphore::new(1))));
         let (mut answers, mut client) = tokio::io::split(far);
         let mut sink = Vec::new();
         let ended = async {

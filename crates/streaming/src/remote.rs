@@ -15,9 +15,9 @@ use crate::stream::{Incoming, Item, Sink};
 /// After a command's exit its output is read until its end, or until nothing has come for this long: a child in the
 /// background may hold the pipes open for ever.
 const QUIET: Duration = Duration::from_secs(2);
-/// How long a command with a terminal waits for its size. Clients send it with their first breath or not at all, and a command that
-/// begins before it is there draws its first screen for a terminal of no size.
-const FIRST_SIZE: Duration = Duration::from_millis(100);
+/// How long a command with a terminal waits for its size. Clients send it as soon as the streams stand (over SPDY a round trip later) or not
+/// at all, and a command that begins before it is there draws its first screen for a terminal of no size.
+const FIRST_SIZE: Duration = Duration::from_millis(if cfg!(test) { 2000 } else { 250 });
 /// A size is a short JSON object; more than this without an end is none.
 const MAX_SIZE: usize = 1 << 10;
 
@@ -94,7 +94,19 @@ async fn to_the_end(backend: &dyn Backend, request: Request, streams: Streams) {
                 Some(sizes) => tokio::time::timeout(FIRST_SIZE, sizes.next()).await,
                 None => Ok(None),
             };
-            backend.exec(request, first.ok().flatten()).await
+            let first = first.ok().flatten();
+            let started = backend.exec(request, first).await;
+            // Not every runtime heeds the size that a process is to begin with.
+            if let (
+                Some(size),
+                Ok(Process {
+                    resize: Some(resize), ..
+                }),
+            ) = (first, &started)
+            {
+                resize(size);
+            }
+            started
         }
         Request::Attach(request) => backend.attach(request).await,
     };
@@ -238,7 +250,7 @@ impl Sizes {
         }
     }
 
-    /// `None` at the end. One that is given up while it waits has lost nothing.
+    /// `None` at the end. One that is given up while it waits loses a size at most.
     async fn next(&mut self) -> Option<TerminalSize> {
         while let Item::Data(data) = self.from.next().await {
             if let Some(Size { width, height }) = last_size(&mut self.text, &data) {

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::activity::Activity;
+use crate::activity::{Activity, PARTINGS};
 use crate::backend::{AttachRequest, Backend, ExecRequest};
 use crate::negotiate::{Agreed, Purpose, Refused, negotiate};
 use crate::remote;
@@ -130,6 +130,7 @@ impl Bound {
             tokens: tokens.clone(),
             backend,
             idle_timeout: self.idle_timeout,
+            partings: Arc::new(Semaphore::new(PARTINGS)),
             stop: stop.clone(),
         });
         tokio::spawn(accept(self.listener, shared, self.tls));
@@ -212,6 +213,7 @@ struct Shared {
     tokens: Arc<Tokens<Claim>>,
     backend: Arc<dyn Backend>,
     idle_timeout: Duration,
+    partings: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
@@ -355,7 +357,7 @@ fn upgrade(
             Ok(io) => TokioIo::new(io),
             Err(error) => return tracing::debug!(%error, "an upgrade came to nothing"),
         };
-        let activity = Activity::new();
+        let activity = Activity::new(shared.partings.clone());
         let idle = activity.clone();
         tokio::select! {
             () = shared.stop.cancelled() => {}

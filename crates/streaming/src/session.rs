@@ -52,13 +52,14 @@ pub async fn serve(
         (Claim::Forward { sandbox, .. }, Transport::Spdy) => {
             let mut mux = spdy::Mux::start(io, activity);
             forward::serve(backend, &sandbox, &mut mux).await;
+            mux.close().await;
         }
         (Claim::Forward { sandbox, .. }, Transport::Tunnel) => {
             let (inner, tunnel) = ws::tunnel(io, activity.clone());
             let mut mux = spdy::Mux::start(inner, activity);
             forward::serve(backend, &sandbox, &mut mux).await;
             mux.close().await;
-            drop(tunnel);
+            tunnel.close().await;
         }
         (Claim::Forward { sandbox, ports }, Transport::WebSocket(codec)) => {
             ws_forward(backend, io, codec, &sandbox, &ports, activity).await;
@@ -82,7 +83,7 @@ async fn spdy_remote(backend: &dyn Backend, mut mux: spdy::Mux, request: Request
                 () = refuse_more => {}
             }
         }
-        Ok(None) => return,
+        Ok(None) => {}
         Err(_) => tracing::debug!("a client did not open its streams within {STREAM_CREATION:?}"),
     }
     mux.close().await;

@@ -1,5 +1,7 @@
 //! The writing half of a connection: one task, fed by two bounded queues.
 
+use std::time::Duration;
+
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -9,6 +11,8 @@ use crate::activity::Activity;
 
 /// Frames of data that wait to be written; each is at most 32 KiB.
 const QUEUE: usize = 8;
+/// How long what is still in the queues may take when the connection is over.
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Answers to what the other side asks: a few bytes each.
 const URGENT: usize = 64;
 
@@ -19,11 +23,23 @@ pub trait Encoder: Send + 'static {
     /// Appends what goes before the payload to `head` and returns the payload.
     fn encode(&mut self, item: Self::Item, head: &mut BytesMut) -> Bytes;
 
-    /// After this one nothing may be written.
-    fn is_last(item: &Self::Item) -> bool;
+    /// Nothing may be written after a goodbye.
+    const ENDS: bool;
+
+    /// After this one no more data comes.
+    fn is_goodbye(item: &Self::Item) -> bool;
 
     /// Asks only whether the client is there: no sign of life.
     fn is_probe(item: &Self::Item) -> bool;
+}
+
+/// What the task that writes is told, and what it tells.
+#[derive(Debug, Clone, Default)]
+pub struct Ends {
+    /// The client has closed its side: the task writes what waits, closes ours, and ends.
+    pub over: CancellationToken,
+    /// The goodbye has been handed to the kernel.
+    pub said: CancellationToken,
 }
 
 /// Puts frames into the queues.
@@ -63,18 +79,18 @@ impl<T> Queue<T> {
     }
 }
 
-/// The queues, and the task to be run. It ends when the client has closed its side (`over`), or cannot be written to.
+/// The queues, and the task to be run. It ends when it is over, or the client cannot be written to.
 pub fn writer<E: Encoder>(
     encoder: E,
     io: impl AsyncWrite + Send + Unpin + 'static,
     activity: Activity,
-    over: CancellationToken,
+    ends: Ends,
 ) -> (Queue<E::Item>, impl Future<Output = ()> + Send + 'static) {
     let (data, data_queue) = mpsc::channel(QUEUE);
     let (urgent, urgent_queue) = mpsc::channel(URGENT);
     (
         Queue { data, urgent },
-        run(encoder, io, activity, over, (urgent_queue, data_queue)),
+        run(encoder, io, activity, ends, (urgent_queue, data_queue)),
     )
 }
 
@@ -82,7 +98,7 @@ async fn run<E: Encoder>(
     mut encoder: E,
     mut io: impl AsyncWrite + Send + Unpin,
     activity: Activity,
-    over: CancellationToken,
+    ends: Ends,
     (mut urgent, mut data): (mpsc::Receiver<E::Item>, mpsc::Receiver<E::Item>),
 ) {
     let mut ended = false;
@@ -92,10 +108,10 @@ async fn run<E: Encoder>(
             biased;
             Some(item) = urgent.recv(), if !ended => item,
             Some(item) = data.recv(), if !ended => item,
-            () = over.cancelled() => break,
+            () = ends.over.cancelled() => break,
         };
-        let probe = E::is_probe(&item);
-        ended = E::is_last(&item);
+        let (goodbye, probe) = (E::is_goodbye(&item), E::is_probe(&item));
+        ended |= goodbye && E::ENDS;
         head.clear();
         let payload = encoder.encode(item, &mut head);
         let mut all = (&head[..]).chain(payload);
@@ -108,8 +124,11 @@ async fn run<E: Encoder>(
             }
         }
         // TLS keeps records back until it is told; a plain socket has nothing to flush.
-        if (ended || data.is_empty() && urgent.is_empty()) && io.flush().await.is_err() {
+        if (goodbye || data.is_empty() && urgent.is_empty()) && io.flush().await.is_err() {
             return;
+        }
+        if goodbye {
+            ends.said.cancel();
         }
     }
     let _ = io.flush().await;

@@ -281,7 +281,7 @@ pub enum Out {
     Ping {
         id: u32,
     },
-    /// The last frame; the writing side is shut down after it.
+    /// No data comes after it.
     GoAway {
         last: u32,
         status: u32,
@@ -337,8 +337,10 @@ impl Encoder for FrameEncoder {
     }
 
     /// Pings are answered after GOAWAY too.
-    fn is_last(_: &Out) -> bool {
-        false
+    const ENDS: bool = false;
+
+    fn is_goodbye(frame: &Out) -> bool {
+        matches!(frame, Out::GoAway { .. })
     }
 }
 

@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -11,7 +12,7 @@ use super::headers::Headers;
 use super::shared::{Admission, Credit, Handle};
 use crate::activity::Activity;
 use crate::stream::{Budget, Incoming, incoming};
-use crate::writer::writer;
+use crate::writer::{Ends, LAST_WORDS, writer};
 
 /// Read at a time.
 const READ: usize = 16 << 10;
@@ -33,6 +34,7 @@ pub struct Mux {
     pub handle: Handle,
     /// The client has gone, or broken the protocol.
     pub gone: CancellationToken,
+    said: CancellationToken,
     activity: Activity,
     reader: AbortOnDropHandle<()>,
     writer: AbortOnDropHandle<()>,
@@ -41,8 +43,9 @@ pub struct Mux {
 impl Mux {
     pub fn start(io: impl AsyncRead + AsyncWrite + Send + 'static, activity: Activity) -> Self {
         let (read, write) = tokio::io::split(io);
-        let gone = CancellationToken::new();
-        let (queue, writing) = writer(FrameEncoder::default(), write, activity.clone(), gone.clone());
+        let ends = Ends::default();
+        let Ends { over: gone, said } = ends.clone();
+        let (queue, writing) = writer(FrameEncoder::default(), write, activity.clone(), ends);
         let handle = Handle::new(queue);
         let (sender, opened) = mpsc::channel(UNSEEN);
         let reader = Reader {
@@ -72,6 +75,7 @@ impl Mux {
             opened,
             handle,
             gone,
+            said,
             activity,
             reader: AbortOnDropHandle::new(tokio::spawn(reading)),
             writer: AbortOnDropHandle::new(writer),
@@ -85,12 +89,18 @@ impl Mux {
         // Who opens streams now is refused.
         self.opened.close();
         while self.opened.try_recv().is_ok() {}
-        let parting = async {
+        let said = async {
             self.handle.go_away().await;
-            let _ = (&mut self.reader).await;
-            let _ = (&mut self.writer).await;
+            tokio::select! {
+                () = self.said.cancelled() => {}
+                () = self.gone.cancelled() => {}
+            }
         };
-        self.activity.part(parting).await;
+        self.activity
+            .part(said, async { drop((&mut self.reader).await) })
+            .await;
+        self.gone.cancel();
+        let _ = timeout(LAST_WORDS, &mut self.writer).await;
     }
 }
 

@@ -109,7 +109,7 @@ impl Handle {
         }
     }
 
-    /// The last frame: nothing can be sent after it.
+    /// Says that no more data comes.
     pub async fn go_away(&self) {
         let last = self.state().last;
         let _ = self

@@ -1,22 +1,30 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::frame::{Frame, goaway};
 use super::mux::Mux;
 use super::reset;
 use super::testing::{Blocks, Client, bytes, data, syn_stream, words};
-use crate::activity::{Activity, PARTING, SILENCE};
+use crate::activity::{Activity, CROWDED, PARTING, SILENCE};
 use crate::stream::{Item, Sink};
 
 const STDIN: &[(&str, &str)] = &[("streamtype", "stdin")];
 
 fn pair() -> (Mux, Client<DuplexStream>) {
+    crowded(1)
+}
+
+/// A server that has so many slots for clients from which it parts.
+fn crowded(partings: usize) -> (Mux, Client<DuplexStream>) {
     let (near, far) = tokio::io::duplex(4096);
-    (Mux::start(near, Activity::new()), Client::new(far))
+    let activity = Activity::new(Arc::new(Semaphore::new(partings)));
+    (Mux::start(near, activity), Client::new(far))
 }
 
 async fn open(mux: &mut Mux, client: &mut Client<DuplexStream>) -> super::Opened {
@@ -286,17 +294,19 @@ async fn goodbye_does_not_wait_for_ever() {
     assert!(before.elapsed() < PARTING / 2, "{:?}", before.elapsed());
     assert_eq!(client.recv().await, Some(Frame::GoAway { status: goaway::OK }));
 
-    // One that gives signs of life and does not close has its limit too.
-    let (mut mux, mut client) = pair();
-    let _opened = open(&mut mux, &mut client).await;
-    let before = Instant::now();
-    let closing = tokio::spawn(async move { mux.close().await });
-    while !closing.is_finished() && client.io.write_all(&words(6, &[1])).await.is_ok() {
-        tokio::time::sleep(SILENCE / 3).await;
+    // One that gives signs of life and does not close has its limit too, and a lower one where there are many.
+    for (partings, limit) in [(1, PARTING), (0, CROWDED)] {
+        let (mut mux, mut client) = crowded(partings);
+        let _opened = open(&mut mux, &mut client).await;
+        let before = Instant::now();
+        let closing = tokio::spawn(async move { mux.close().await });
+        while !closing.is_finished() && client.io.write_all(&words(6, &[1])).await.is_ok() {
+            tokio::time::sleep(SILENCE / 3).await;
+        }
+        closing.await.unwrap();
+        let took = before.elapsed();
+        assert!(limit <= took && took < 2 * limit, "{took:?}");
     }
-    closing.await.unwrap();
-    let took = before.elapsed();
-    assert!(PARTING <= took && took < 2 * PARTING, "{took:?}");
 }
 
 /// What a slow line has not taken yet when the program ends is not cut off.
@@ -309,6 +319,8 @@ async fn a_slow_client_reads_to_the_end() {
     out.finish().await;
     let (before, closing) = (Instant::now(), tokio::spawn(async move { mux.close().await }));
     let (mut length, mut buffer) = (0, vec![0; 16 << 10]);
+    // A line that stands still for a while is no silent client either, as long as something is to be sent.
+    tokio::time::sleep(2 * SILENCE).await;
     // The data's two frames, the end of the stream, and GOAWAY.
     let all = 60_000 + 8 * 3 + 16;
     while length < all {
@@ -319,7 +331,7 @@ async fn a_slow_client_reads_to_the_end() {
             read => length += read,
         }
     }
-    assert!(before.elapsed() > 2 * SILENCE, "this client is not slow");
+    assert!(before.elapsed() > 3 * SILENCE, "this client is not slow");
     assert_eq!(length, all);
     drop(client);
     closing.await.unwrap();

@@ -193,7 +193,7 @@ pub enum Out {
     Binary(Bytes),
     Pong(Bytes),
     Ping,
-    /// The last frame; the writing side is shut down after it.
+    /// The last frame (RFC 6455, section 5.5.1).
     Close(u16),
 }
 
@@ -241,7 +241,9 @@ impl Encoder for FrameEncoder {
         matches!(frame, Out::Ping)
     }
 
-    fn is_last(frame: &Out) -> bool {
+    const ENDS: bool = true;
+
+    fn is_goodbye(frame: &Out) -> bool {
         matches!(frame, Out::Close(_))
     }
 }

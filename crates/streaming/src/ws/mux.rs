@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -9,7 +10,7 @@ use super::base64;
 use super::frame::{Decoder, Event, FrameEncoder, FrameError, Out};
 use crate::activity::Activity;
 use crate::stream::{Budget, Feed};
-use crate::writer::{Gone, Queue, writer};
+use crate::writer::{Ends, Gone, LAST_WORDS, Queue, writer};
 
 /// Read at a time.
 pub const READ: usize = 16 << 10;
@@ -33,6 +34,7 @@ pub struct Mux {
     codec: Codec,
     /// The client has gone, or broken the protocol.
     pub gone: CancellationToken,
+    said: CancellationToken,
     activity: Activity,
     reader: AbortOnDropHandle<()>,
     writer: AbortOnDropHandle<()>,
@@ -47,8 +49,9 @@ impl Mux {
         activity: Activity,
     ) -> Self {
         let (read, write) = tokio::io::split(io);
-        let gone = CancellationToken::new();
-        let (queue, writing) = writer(FrameEncoder, write, activity.clone(), gone.clone());
+        let ends = Ends::default();
+        let Ends { over: gone, said } = ends.clone();
+        let (queue, writing) = writer(FrameEncoder, write, activity.clone(), ends);
         let mut reader = Reader {
             queue: queue.clone(),
             codec,
@@ -79,6 +82,7 @@ impl Mux {
             queue,
             codec,
             gone,
+            said,
             activity,
             reader: AbortOnDropHandle::new(tokio::spawn(reading)),
             writer: AbortOnDropHandle::new(writer),
@@ -95,12 +99,18 @@ impl Mux {
 
     /// Lets the client read to the end, says goodbye, and waits for it to do so too while it shows signs of life: see SPDY's.
     pub async fn close(mut self) {
-        let parting = async {
+        let said = async {
             let _ = self.queue.send(Out::Close(NORMAL)).await;
-            let _ = (&mut self.reader).await;
-            let _ = (&mut self.writer).await;
+            tokio::select! {
+                () = self.said.cancelled() => {}
+                () = self.gone.cancelled() => {}
+            }
         };
-        self.activity.part(parting).await;
+        self.activity
+            .part(said, async { drop((&mut self.reader).await) })
+            .await;
+        self.gone.cancel();
+        let _ = timeout(LAST_WORDS, &mut self.writer).await;
     }
 }
 

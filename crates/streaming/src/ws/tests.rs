@@ -1,9 +1,11 @@
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::mux::{Codec, Mux};
@@ -19,7 +21,7 @@ fn pair(base64: bool, close_signal: bool) -> (Mux, Incoming, Client<DuplexStream
         near,
         Codec { base64, close_signal },
         vec![Some(feed)],
-        Activity::new(),
+        Activity::new(Arc::new(Semaphore::new(1))),
     );
     (mux, input, Client::new(far))
 }
@@ -103,7 +105,7 @@ async fn broken_frames_end_the_connection() {
 #[tokio::test]
 async fn a_tunnel_carries_bytes() {
     let (near, far) = tokio::io::duplex(4096);
-    let (mut inner, _tunnel) = tunnel(near, Activity::new());
+    let (mut inner, _tunnel) = tunnel(near, Activity::new(Arc::new(Semaphore::new(1))));
     let mut client = Client::new(far);
     client.send(0x02, b"ab").await;
     client.send(0x80, b"cd").await;

@@ -2,13 +2,13 @@
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
-use tokio_util::sync::CancellationToken;
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::frame::{Decoder, Event, FrameEncoder, FrameError, Out};
 use super::mux::READ;
 use crate::activity::Activity;
-use crate::writer::{Queue, writer};
+use crate::writer::{Ends, LAST_WORDS, Queue, writer};
 
 /// Buffered in each direction.
 const BUFFER: usize = 64 << 10;
@@ -16,7 +16,15 @@ const NORMAL: u16 = 1000;
 
 /// The tasks behind a tunnel; dropping them closes the socket.
 pub struct Tunnel {
-    _tasks: [AbortOnDropHandle<()>; 2],
+    writing: AbortOnDropHandle<()>,
+    _passing: AbortOnDropHandle<()>,
+}
+
+impl Tunnel {
+    /// The inner connection has ended: that is told to the client, and its goodbye answered.
+    pub async fn close(mut self) {
+        let _ = timeout(LAST_WORDS, &mut self.writing).await;
+    }
 }
 
 /// The inner connection, good as long as the tunnel is kept.
@@ -27,8 +35,8 @@ pub fn tunnel(
     let (near, far) = tokio::io::duplex(BUFFER);
     let (read, write) = tokio::io::split(io);
     let (mut far_read, mut far_write) = tokio::io::split(far);
-    let over = CancellationToken::new();
-    let (queue, writing) = writer(FrameEncoder, write, activity, over.clone());
+    let ends = Ends::default();
+    let (queue, writing) = writer(FrameEncoder, write, activity, ends.clone());
     let answers = queue.clone();
     let inwards = async move {
         if let Err(error) = unwrap(read, &mut far_write, &answers).await {
@@ -49,15 +57,13 @@ pub fn tunnel(
     };
     let passing = async move {
         tokio::join!(inwards, outwards);
-        over.cancel();
+        ends.over.cancel();
     };
-    let tasks = [tokio::spawn(writing), tokio::spawn(passing)];
-    (
-        near,
-        Tunnel {
-            _tasks: tasks.map(AbortOnDropHandle::new),
-        },
-    )
+    let tunnel = Tunnel {
+        writing: AbortOnDropHandle::new(tokio::spawn(writing)),
+        _passing: AbortOnDropHandle::new(tokio::spawn(passing)),
+    };
+    (near, tunnel)
 }
 
 async fn unwrap(
