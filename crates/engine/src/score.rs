@@ -4,12 +4,20 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use holdfast_cgroups::Cgroup;
 use rustix::fs::{Mode, OFlags, openat};
 
 /// Rounds over the list of processes: what is forked meanwhile has its parent's score, new or old.
 const ROUNDS: usize = 16;
+/// A child whose fork had begun when its parent was changed has the old score, and is on the list when the fork is done: the list is read
+/// again after these pauses. (To freeze the cgroup would be sure, and leave it frozen if the daemon died then.)
+const FORKS: [Duration; 3] = [
+    Duration::from_millis(1),
+    Duration::from_millis(4),
+    Duration::from_millis(16),
+];
 /// `/proc/<pid>/cgroup` has a line for each hierarchy.
 const FILE: usize = 64 << 10;
 const NAME: &str = "oom_score_adj";
@@ -75,7 +83,7 @@ pub(crate) fn set(cgroup: &Cgroup, of: Of, score: i32, clamp: bool) -> Result<Ch
             Err(error) => return Err(failed(first, error, &changed)),
         },
     };
-    let mut seen = Vec::new();
+    let (mut seen, mut pauses) = (Vec::new(), FORKS.iter());
     for _ in 0..ROUNDS {
         let mut pids = match cgroup.procs() {
             Ok(pids) => pids,
@@ -84,7 +92,10 @@ pub(crate) fn set(cgroup: &Cgroup, of: Of, score: i32, clamp: bool) -> Result<Ch
         };
         pids.retain(|pid| !seen.contains(pid));
         if pids.is_empty() {
-            break;
+            match pauses.next().filter(|_| !changed.list.is_empty()) {
+                Some(pause) => std::thread::sleep(*pause),
+                None => break,
+            }
         }
         for pid in &pids {
             match one(cgroup, *pid, base, score) {

@@ -84,6 +84,9 @@ fn an_update_is_in_the_cgroup_on_record_and_kept() {
     assert_eq!((quota(&path).as_str(), memory(&path)), ("30000", Some(80 << 20)));
     node.start(&id);
     let first = node.status(&id).pid.unwrap();
+    wait("the container's second process", || {
+        (cgroup(&path).procs().unwrap().len() >= 2).then_some(())
+    });
     update(
         &node,
         &id,
