@@ -180,9 +180,18 @@ impl Pod {
     /// Runs `command` in a busybox to its end; its status and its log's text.
     pub async fn once(&self, context: &Context, config: &cri::ContainerConfig) -> anyhow::Result<Ended> {
         let id = self.start(config).await?;
-        let status = context.cri.exited(&id, Duration::from_secs(20)).await?;
+        let limit = Duration::from_secs(if context.emulated { 100 } else { 20 });
+        let status = context.cri.exited(&id, limit).await?;
         let path = std::path::Path::new(&self.config.log_directory).join(&config.log_path);
-        let log = std::fs::read_to_string(&path)?;
+        let mut log = std::fs::read_to_string(&path)?;
+        // An exit waits half a second for the log to be whole, which is little there.
+        let mut whole = !context.emulated;
+        while !whole {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let before = log.len();
+            log = std::fs::read_to_string(&path)?;
+            whole = log.len() == before;
+        }
         let text = log
             .lines()
             .filter_map(|l| l.splitn(4, ' ').nth(3))
