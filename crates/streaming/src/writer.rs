@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::activity::Activity;
 
@@ -40,6 +42,35 @@ pub struct Ends {
     pub over: CancellationToken,
     /// The goodbye has been handed to the kernel.
     pub said: CancellationToken,
+}
+
+/// The two tasks of a connection. Dropping them closes the socket at once.
+#[derive(Debug)]
+pub struct Tasks {
+    pub ends: Ends,
+    pub activity: Activity,
+    pub reader: AbortOnDropHandle<()>,
+    pub writer: AbortOnDropHandle<()>,
+}
+
+impl Tasks {
+    /// Lets the client read to the end: says goodbye, and waits for it to close the connection while it shows signs of life. If our side were
+    /// closed before, kubelet and API server, through which clients come, would close both theirs at once, and their kernels would drop what
+    /// a slow client has not read yet.
+    pub async fn part(mut self, goodbye: impl Future<Output = ()>) {
+        let said = async {
+            goodbye.await;
+            tokio::select! {
+                () = self.ends.said.cancelled() => {}
+                () = self.ends.over.cancelled() => {}
+            }
+        };
+        self.activity
+            .part(said, async { drop((&mut self.reader).await) })
+            .await;
+        self.ends.over.cancel();
+        let _ = timeout(LAST_WORDS, &mut self.writer).await;
+    }
 }
 
 /// Puts frames into the queues.

@@ -3,7 +3,6 @@
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -12,7 +11,7 @@ use super::headers::Headers;
 use super::shared::{Admission, Credit, Handle};
 use crate::activity::Activity;
 use crate::stream::{Budget, Incoming, incoming};
-use crate::writer::{Ends, LAST_WORDS, writer};
+use crate::writer::{Ends, Tasks, writer};
 
 /// Read at a time.
 const READ: usize = 16 << 10;
@@ -34,18 +33,15 @@ pub struct Mux {
     pub handle: Handle,
     /// The client has gone, or broken the protocol.
     pub gone: CancellationToken,
-    said: CancellationToken,
-    activity: Activity,
-    reader: AbortOnDropHandle<()>,
-    writer: AbortOnDropHandle<()>,
+    tasks: Tasks,
 }
 
 impl Mux {
     pub fn start(io: impl AsyncRead + AsyncWrite + Send + 'static, activity: Activity) -> Self {
         let (read, write) = tokio::io::split(io);
         let ends = Ends::default();
-        let Ends { over: gone, said } = ends.clone();
-        let (queue, writing) = writer(FrameEncoder::default(), write, activity.clone(), ends);
+        let gone = ends.over.clone();
+        let (queue, writing) = writer(FrameEncoder::default(), write, activity.clone(), ends.clone());
         let handle = Handle::new(queue);
         let (sender, opened) = mpsc::channel(UNSEEN);
         let reader = Reader {
@@ -75,32 +71,21 @@ impl Mux {
             opened,
             handle,
             gone,
-            said,
-            activity,
-            reader: AbortOnDropHandle::new(tokio::spawn(reading)),
-            writer: AbortOnDropHandle::new(writer),
+            tasks: Tasks {
+                ends,
+                activity,
+                reader: AbortOnDropHandle::new(tokio::spawn(reading)),
+                writer: AbortOnDropHandle::new(writer),
+            },
         }
     }
 
-    /// Lets the client read to the end: says goodbye, and waits for it to close the connection while it shows signs of life. If our side were
-    /// closed before, kubelet and API server, through which clients come, would close both theirs at once, and their kernels would drop what
-    /// a slow client has not read yet.
+    /// Parts from the client: see [`Tasks::part`].
     pub async fn close(mut self) {
         // Who opens streams now is refused.
         self.opened.close();
         while self.opened.try_recv().is_ok() {}
-        let said = async {
-            self.handle.go_away().await;
-            tokio::select! {
-                () = self.said.cancelled() => {}
-                () = self.gone.cancelled() => {}
-            }
-        };
-        self.activity
-            .part(said, async { drop((&mut self.reader).await) })
-            .await;
-        self.gone.cancel();
-        let _ = timeout(LAST_WORDS, &mut self.writer).await;
+        self.tasks.part(self.handle.go_away()).await;
     }
 }
 

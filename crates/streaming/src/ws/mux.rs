@@ -2,7 +2,6 @@
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -10,7 +9,7 @@ use super::base64;
 use super::frame::{Decoder, Event, FrameEncoder, FrameError, Out};
 use crate::activity::Activity;
 use crate::stream::{Budget, Feed};
-use crate::writer::{Ends, Gone, LAST_WORDS, Queue, writer};
+use crate::writer::{Ends, Gone, Queue, Tasks, writer};
 
 /// Read at a time.
 pub const READ: usize = 16 << 10;
@@ -34,10 +33,7 @@ pub struct Mux {
     codec: Codec,
     /// The client has gone, or broken the protocol.
     pub gone: CancellationToken,
-    said: CancellationToken,
-    activity: Activity,
-    reader: AbortOnDropHandle<()>,
-    writer: AbortOnDropHandle<()>,
+    tasks: Tasks,
 }
 
 impl Mux {
@@ -50,8 +46,8 @@ impl Mux {
     ) -> Self {
         let (read, write) = tokio::io::split(io);
         let ends = Ends::default();
-        let Ends { over: gone, said } = ends.clone();
-        let (queue, writing) = writer(FrameEncoder, write, activity.clone(), ends);
+        let gone = ends.over.clone();
+        let (queue, writing) = writer(FrameEncoder, write, activity.clone(), ends.clone());
         let mut reader = Reader {
             queue: queue.clone(),
             codec,
@@ -82,10 +78,12 @@ impl Mux {
             queue,
             codec,
             gone,
-            said,
-            activity,
-            reader: AbortOnDropHandle::new(tokio::spawn(reading)),
-            writer: AbortOnDropHandle::new(writer),
+            tasks: Tasks {
+                ends,
+                activity,
+                reader: AbortOnDropHandle::new(tokio::spawn(reading)),
+                writer: AbortOnDropHandle::new(writer),
+            },
         }
     }
 
@@ -97,20 +95,12 @@ impl Mux {
         }
     }
 
-    /// Lets the client read to the end, says goodbye, and waits for it to do so too while it shows signs of life: see SPDY's.
-    pub async fn close(mut self) {
-        let said = async {
+    /// Parts from the client: see [`Tasks::part`].
+    pub async fn close(self) {
+        let goodbye = async {
             let _ = self.queue.send(Out::Close(NORMAL)).await;
-            tokio::select! {
-                () = self.said.cancelled() => {}
-                () = self.gone.cancelled() => {}
-            }
         };
-        self.activity
-            .part(said, async { drop((&mut self.reader).await) })
-            .await;
-        self.gone.cancel();
-        let _ = timeout(LAST_WORDS, &mut self.writer).await;
+        self.tasks.part(goodbye).await;
     }
 }
 
