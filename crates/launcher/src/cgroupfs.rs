@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use holdfast_sys::mount::{Attributes, Propagation, set_attributes};
-use rustix::fs::{CWD, FileType, Mode, OFlags, lstat, mkdirat, openat, readlink, statfs, symlinkat};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, readlink, statfs, symlinkat};
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, open_tree};
 
 use crate::fault::{Context, Fault, Result};
@@ -43,22 +44,16 @@ impl Tree {
         let mut links = Vec::new();
         let what = || format!("list {MOUNT_POINT}");
         for entry in std::fs::read_dir(MOUNT_POINT).at(what)? {
-            let name = entry.at(what)?.file_name().to_string_lossy().into_owned();
+            let entry = entry.at(what)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
             let place = format!("{MOUNT_POINT}/{name}");
-            let stat = lstat(&place).at(|| format!("look at {place}"))?;
-            match FileType::from_raw_mode(stat.st_mode) {
-                FileType::Symlink => {
-                    let target = readlink(&place, Vec::new()).at(|| format!("read {place}"))?;
-                    links.push((name, target.to_string_lossy().into_owned()));
-                }
-                FileType::Directory => {
-                    // A hierarchy without the container (a named one that nobody uses) is not shown.
-                    let own = format!("{place}{path}");
-                    if std::fs::symlink_metadata(&own).is_ok() {
-                        hierarchies.push((name, clone_of(&own)?));
-                    }
-                }
-                _ => {}
+            let kind = entry.file_type().at(|| format!("look at {place}"))?;
+            if kind.is_symlink() {
+                let target = readlink(&place, Vec::new()).at(|| format!("read {place}"))?;
+                links.push((name, target.to_string_lossy().into_owned()));
+            } else if kind.is_dir() {
+                // A hierarchy without the container (a named one that nobody uses) is not shown.
+                hierarchies.extend(clone_if_there(&format!("{place}{path}"))?.map(|clone| (name, clone)));
             }
         }
         Ok(Tree::Hybrid { hierarchies, links })
@@ -97,16 +92,24 @@ impl Tree {
 }
 
 fn clone_of(path: &str) -> Result<OwnedFd> {
+    let clone = clone_if_there(path)?;
+    clone.ok_or_else(|| Fault::system(format!("clone the cgroup directory {path}"), &Errno::NOENT.into()))
+}
+
+fn clone_if_there(path: &str) -> Result<Option<OwnedFd>> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let what = || format!("clone the cgroup directory {path}");
     if !Path::new(path).starts_with(MOUNT_POINT) || path.contains("/../") {
         return Err(Fault::invalid(format!("{path} is no cgroup")));
     }
-    let clone = open_tree(CWD, path, flags).at(what)?;
+    let clone = match open_tree(CWD, path, flags) {
+        Err(Errno::NOENT) => return Ok(None),
+        clone => clone.at(what)?,
+    };
     let attributes = Attributes {
         propagation: Propagation::Private,
         ..Attributes::default()
     };
     set_attributes(clone.as_fd(), attributes).at(what)?;
-    Ok(clone)
+    Ok(Some(clone))
 }
