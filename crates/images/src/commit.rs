@@ -6,7 +6,8 @@
 //! - A directory that the archive only implies gets mode, owner, xattrs and time of the one below, which the mount would
 //!   otherwise hide.
 //! - An implied directory where the layers below have a symbolic link: its entries belong into the link's target.
-//! - A hard link to a file of a lower layer: the file is copied up, and linked.
+//! - A hard link to a file of a lower layer: the file is copied up, and linked. Where a later entry of the archive replaces or
+//!   removes that file, the copy is the link's own.
 //!
 //! Works on a directory that nobody else knows yet; lower layers are only read.
 
@@ -26,7 +27,7 @@ use crate::copy_up::{Budget, Source, copy_attributes, copy_up};
 use crate::effort::Effort;
 use crate::error::UnpackError;
 use crate::merged::{DIRECTORY, Merged, Node, is_link, is_opaque, is_whiteout};
-use crate::unpack::{IMPLIED_MODE, Inside, Outcome, Unpacked, below, set_opaque, set_times};
+use crate::unpack::{IMPLIED_MODE, Inside, Link, Outcome, Unpacked, below, set_opaque, set_times};
 use crate::{Limits, remove};
 
 /// Directories within each other that are merged into existing ones when entries move to a link's target.
@@ -64,16 +65,18 @@ fn settle_over(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Outcome<
         scratch: open(ground.scratch)?,
         below: Merged::new(lowers.to_vec(), ground.effort),
         merged: Merged::new(all, ground.effort),
+        before: Merged::new(ground.lowers.to_vec(), ground.effort),
         effort: ground.effort,
         seen: None,
+        copies: BTreeMap::new(),
         todo: std::mem::take(&mut left.implied),
         budget: Budget::new(ground.limits, left.bytes, ground.effort),
     };
     while let Some(path) = layer.todo.pop_first() {
         layer.imply(&path, left)?;
     }
-    while let Some((path, target)) = left.pending.pop_first() {
-        layer.link(&path, &target, left)?;
+    while let Some((path, link)) = left.pending.pop_first() {
+        layer.link(&path, &link, left)?;
         while let Some(path) = layer.todo.pop_first() {
             layer.imply(&path, left)?;
         }
@@ -93,14 +96,18 @@ fn settle_over(dir: &Path, left: &mut Unpacked, ground: &Ground<'_>) -> Outcome<
 struct Layer<'a> {
     root: OwnedFd,
     scratch: OwnedFd,
-    /// The layers below alone, and with this one on top.
+    /// The layers below alone, as far as this one does not hide them all, and with this one on top.
     below: Merged<'a>,
     merged: Merged<'a>,
+    /// The layers below as they are without this one.
+    before: Merged<'a>,
     effort: &'a Effort,
     /// Where the implied directory before was looked up: the next is beside or below it.
     seen: Option<Seen>,
     /// Implied directories not settled yet; parents come first.
     todo: BTreeSet<Inside>,
+    /// Lower files that this layer hides but has links to, with the first of these, which is the copy.
+    copies: BTreeMap<Inside, Inside>,
     /// For copies of lower files.
     budget: Budget<'a>,
 }
@@ -328,10 +335,10 @@ impl Layer<'_> {
     }
 
     /// Makes a hard link whose target is in a lower layer: copies the target up, then links it.
-    fn link(&mut self, path: &[u8], target: &[u8], left: &mut Unpacked) -> Outcome<()> {
+    fn link(&mut self, path: &[u8], link: &Link, left: &mut Unpacked) -> Outcome<()> {
         let failed = |e| UnpackError::io("make hard link", path, e);
         let missing = || {
-            let target = crate::error::show(target);
+            let target = crate::error::show(&link.target);
             UnpackError::entry(
                 path,
                 format!("is a hard link to {target:?}, which does not exist"),
@@ -348,7 +355,10 @@ impl Layer<'_> {
             // A later entry of the archive took the name.
             Ok(_) => return Ok(()),
         }
-        let resolved = self.merged.resolve(target, false).map_err(failed)?;
+        if link.outdated && self.link_before(&link.target, (&holder, path), left)? {
+            return Ok(());
+        }
+        let resolved = self.merged.resolve(&link.target, false).map_err(failed)?;
         let Node::Leaf {
             dir,
             name: source_name,
@@ -368,13 +378,56 @@ impl Layer<'_> {
                     name: &source_name,
                     stat: &stat,
                 };
-                copy_up(&from, (&target_dir, target_name), &real, &mut self.budget)?;
-                left.inodes += 1;
-                left.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+                self.copy(&from, (&target_dir, target_name), &real, left)?;
             }
             Err(e) => return Err(failed(e)),
         }
         linkat(&target_dir, target_name, &holder, name, AtFlags::empty()).map_err(failed)
+    }
+
+    /// Makes a hard link to what the layers below have at `target`, which this one hides: a copy, which all links to the same
+    /// file share. `false` if they have none; then an archive can only mean what it has itself.
+    fn link_before(
+        &mut self,
+        target: &[u8],
+        (holder, path): (&OwnedFd, &[u8]),
+        left: &mut Unpacked,
+    ) -> Outcome<bool> {
+        let failed = |e| UnpackError::io("make hard link", path, e);
+        let resolved = self.before.resolve(target, false).map_err(failed)?;
+        let Node::Leaf { dir, name, stat } = resolved.node else {
+            return Ok(false);
+        };
+        let real = resolved.path.join(&b'/');
+        let (_, link_name) = split(path);
+        if let Some(first) = self.copies.get(&real) {
+            let (first_parent, first_name) = split(first);
+            let from = self.open(first_parent)?.ok_or_else(|| failed(Errno::NOENT))?;
+            linkat(&from, first_name, holder, link_name, AtFlags::empty()).map_err(failed)?;
+            return Ok(true);
+        }
+        let from = Source {
+            dir: &dir,
+            name: &name,
+            stat: &stat,
+        };
+        self.copy(&from, (holder, link_name), &real, left)?;
+        self.copies.insert(real, path.to_vec());
+        Ok(true)
+    }
+
+    /// Copies a file of a lower layer, which counts for this one. `path` names it in errors.
+    fn copy(
+        &mut self,
+        from: &Source<'_>,
+        to: (&OwnedFd, &[u8]),
+        path: &[u8],
+        left: &mut Unpacked,
+    ) -> Outcome<()> {
+        copy_up(from, to, path, &mut self.budget)?;
+        left.inodes += 1;
+        left.bytes += u64::try_from(from.stat.st_blocks).unwrap_or(0) * 512;
+        Ok(())
     }
 }
 

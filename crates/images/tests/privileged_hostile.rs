@@ -157,7 +157,7 @@ async fn what_was_moved_through_a_link_goes_with_a_refused_layer() {
 #[tokio::test]
 async fn members_that_cannot_be_are_refused() {
     let root = Root::new();
-    let cases: [(Tar, &str); 6] = [
+    let cases: [(Tar, &str); 7] = [
         (
             Tar::default().file("a", b"").file("a/b", b""),
             "below a file that is not a directory",
@@ -168,6 +168,10 @@ async fn members_that_cannot_be_are_refused() {
         ),
         (
             Tar::default().file(".wh.x", b"").hard_link("h", "x"),
+            "file that its own layer removes",
+        ),
+        (
+            Tar::default().file(".wh.d", b"").hard_link("h", "d/x"),
             "file that its own layer removes",
         ),
         (Tar::default().hard_link("h", "/"), "hard link to the root"),

@@ -344,6 +344,137 @@ async fn later_members_replace_earlier_ones_of_the_same_layer() {
     assert_eq!((read("d").as_str(), read("e").as_str()), ("new", "old"));
 }
 
+/// A hard link is to what its target is when the link's entry comes, whatever the archive does to that name later.
+#[tokio::test]
+async fn later_members_do_not_change_what_a_link_into_a_lower_layer_is_to() {
+    type Case = (&'static str, Tar, &'static [(&'static str, &'static str)]);
+    let base = Tar::default()
+        .file("a", b"old")
+        .file("d/a", b"old")
+        .file("d/other", b"other")
+        .symlink("l", "d")
+        .end();
+    let link = |target: &str| Tar::default().hard_link("b", target);
+    // What paths have in the end; nothing where there is no file.
+    let cases: [Case; 14] = [
+        ("shown", link("a"), &[("a", "old"), ("b", "old")]),
+        (
+            "shown through a link",
+            link("l/a"),
+            &[("d/a", "old"), ("b", "old")],
+        ),
+        (
+            "made later",
+            link("a").file("a", b"new"),
+            &[("a", "new"), ("b", "old")],
+        ),
+        (
+            "made before",
+            Tar::default().file("a", b"new").hard_link("b", "a"),
+            &[("a", "new"), ("b", "new")],
+        ),
+        (
+            "a directory later",
+            link("a").file("a/x", b"x"),
+            &[("a/x", "x"), ("b", "old")],
+        ),
+        (
+            "removed",
+            link("a").file(".wh.a", b""),
+            &[("a", ""), ("b", "old")],
+        ),
+        (
+            "its directory removed",
+            link("d/a").file(".wh.d", b""),
+            &[("d/a", ""), ("b", "old")],
+        ),
+        (
+            "its directory removed and made again",
+            link("d/a").file(".wh.d", b"").file("d/a", b"new"),
+            &[("d/a", "new"), ("d/other", ""), ("b", "old")],
+        ),
+        (
+            "its directory emptied",
+            link("d/a").file("d/.wh..wh..opq", b""),
+            &[("d/a", ""), ("d/other", ""), ("b", "old")],
+        ),
+        (
+            "everything removed",
+            link("a").file(".wh..wh..opq", b""),
+            &[("a", ""), ("d/a", ""), ("b", "old")],
+        ),
+        (
+            "its directory a file",
+            link("d/a").file("d", b"file"),
+            &[("d", "file"), ("b", "old")],
+        ),
+        (
+            "made later through a lower link",
+            link("l/a").file("l/a", b"new"),
+            &[("d/a", "new"), ("b", "old")],
+        ),
+        (
+            "a link itself later",
+            link("a").hard_link("a", "d/other"),
+            &[("a", "other"), ("b", "old")],
+        ),
+        (
+            "only made later",
+            link("new").file("new", b"new"),
+            &[("new", "new"), ("b", "new")],
+        ),
+    ];
+    for (case, top, expected) in cases {
+        let root = Root::new();
+        let loaded = root.load(&[base.clone(), top.end()]).await;
+        let id = loaded.unwrap_or_else(|e| panic!("{case}: {}", common::chain(&e)));
+        for (path, content) in expected {
+            let read = root.images.read_file(&id, path, 100).unwrap().unwrap_or_default();
+            assert_eq!(String::from_utf8(read).unwrap(), *content, "{case}: {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn links_to_a_lower_file_that_is_replaced_later_are_as_with_gnu_tar() {
+    let base = Tar::default()
+        .dir("usr/", 0o755, (0, 0))
+        .dir("usr/lib/", 0o755, (0, 0))
+        .file("usr/lib/lib.so", b"old library")
+        .member(&Member {
+            name: "tool",
+            mode: 0o4750,
+            owner: (3, 4),
+            data: b"old tool",
+            ..Member::default()
+        })
+        .end();
+    let top = Tar::default()
+        .hard_link("kept", "tool")
+        .hard_link("also", "tool")
+        .hard_link("chained", "kept")
+        .file("tool", b"new tool")
+        .hard_link("now", "tool")
+        .hard_link("late", "kept")
+        .symlink("s", "usr/lib")
+        .hard_link("through", "s/lib.so")
+        .file("usr/lib/lib.so", b"new library")
+        .end();
+    let layers = [base, top];
+    let root = Root::new();
+    let id = root.load(&layers).await.unwrap();
+    let theirs = root.dir.path().join("theirs");
+    gnu_untar(&layers, &theirs);
+    let mounted = Mounted::new(&root.snapshot(&id).await);
+    let ours = tree::list(&mounted.path, false);
+    // One file under four names, with the attributes of the lower one.
+    assert!(
+        ours["kept"].contains("104750 3:4") && ours["late"].contains("same as also"),
+        "{ours:?}"
+    );
+    assert_same(&ours, &tree::list(&theirs, false));
+}
+
 #[tokio::test]
 async fn device_numbers_and_attributes_are_checked() {
     let root = Root::new();

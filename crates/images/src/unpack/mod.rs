@@ -29,8 +29,8 @@ use crate::error::UnpackError;
 use crate::merged::{DIRECTORY, components, is_whiteout};
 use crate::tar::{Entry, Kind, Reader};
 pub(crate) use attributes::{set_opaque, set_times};
-use place::Dir;
 pub(crate) use place::IMPLIED_MODE;
+use place::{Dir, Way};
 
 pub(crate) type Outcome<T> = Result<T, UnpackError>;
 
@@ -42,8 +42,8 @@ const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 const MAX_PATH: usize = 4095;
 /// Bytes of directory names that are remembered until the commit: about a million directories.
 const MAX_REMEMBERED: usize = 64 << 20;
-/// Memory of a remembered hard link besides its names.
-const LINK: usize = 128;
+/// Memory of a remembered hard link and of its target besides their names.
+const LINK: usize = 192;
 /// Directories that are gone through on the way to those of entries, links of the archive included: so many, and on average so
 /// many for each entry. Few have more than a dozen above them; but links can lead through each other.
 const MAX_STEPS: u64 = 1_000_000;
@@ -65,10 +65,20 @@ pub(crate) struct Unpacked {
     pub implied: BTreeSet<Inside>,
     /// Times of directories, to be set when nothing is written below them any more.
     pub times: BTreeMap<Inside, (i64, u32)>,
-    /// Hard links whose target is not in this layer, with that target.
-    pub pending: BTreeMap<Inside, Inside>,
+    /// Hard links whose target was not in this layer when their entries came.
+    pub pending: BTreeMap<Inside, Link>,
     /// The archive hides everything in the layers below.
     pub opaque_root: bool,
+}
+
+/// A hard link to a file of a lower layer.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub target: Inside,
+    /// Number of the entry that asked for it.
+    entry: u64,
+    /// That entry or a later one hides the target: the link is to what the layers below have there.
+    pub outdated: bool,
 }
 
 /// Unpacks entries into one directory.
@@ -82,6 +92,10 @@ pub(crate) struct Unpacker<'a> {
     unchecked: u64,
     /// The parent of the entry before, by its name in the archive.
     last: Option<(Vec<u8>, Rc<Dir>)>,
+    /// Targets of links into lower layers, until this layer hides them.
+    awaited: BTreeSet<Inside>,
+    /// Those that were hidden, with the number of the entry that did it; of the last where links were made in between.
+    hidden: BTreeMap<Inside, u64>,
     left: Unpacked,
 }
 
@@ -109,6 +123,8 @@ impl<'a> Unpacker<'a> {
             remembered: 0,
             unchecked: 0,
             last: None,
+            awaited: BTreeSet::new(),
+            hidden: BTreeMap::new(),
             left,
         };
         unpacker.check_disk()?;
@@ -131,7 +147,11 @@ impl<'a> Unpacker<'a> {
     }
 
     /// What is left for the commit.
-    pub fn finish(self) -> Unpacked {
+    pub fn finish(mut self) -> Unpacked {
+        for link in self.left.pending.values_mut() {
+            let hidden = self.hidden.get(&link.target);
+            link.outdated = hidden.is_some_and(|entry| *entry >= link.entry);
+        }
         self.left
     }
 
@@ -195,6 +215,7 @@ impl<'a> Unpacker<'a> {
             self.replace(parent, name, entry)?;
             replaced = true;
         }
+        self.hide(&path);
         let fd = openat(&parent.fd, name, DIRECTORY, Mode::empty())
             .map_err(|e| UnpackError::io("open directory", &entry.path, e))?;
         if replaced {
@@ -250,22 +271,24 @@ impl<'a> Unpacker<'a> {
                 "is a hard link to the root directory",
             ));
         };
-        let found = match self.find(target_parents)? {
-            Some(dir) => match statat(&dir.fd, *target_name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => Some((dir, stat)),
-                Err(Errno::NOENT | Errno::NAMETOOLONG) => None,
-                Err(e) => return Err(UnpackError::io("look up", &entry.link, e)),
-            },
-            None => None,
+        let removed = "is a hard link to a file that its own layer removes";
+        let dir = match self.find(target_parents)? {
+            Way::Here(dir) => dir,
+            Way::Below(dir) => {
+                let target = [&dir[..], b"/", *target_name].concat();
+                return self.link_below(parent, name, &target, entry);
+            }
+            Way::Nowhere => return Err(UnpackError::entry(&entry.path, removed)),
         };
-        let Some((dir, stat)) = found else {
-            return self.link_below(parent, name, &target.join(&b'/'), entry);
+        let stat = match statat(&dir.fd, *target_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => {
+                return self.link_below(parent, name, &dir.below(target_name), entry);
+            }
+            Err(e) => return Err(UnpackError::io("look up", &entry.link, e)),
         };
         if is_whiteout(&stat) {
-            return Err(UnpackError::entry(
-                &entry.path,
-                "is a hard link to a file that its own layer removes",
-            ));
+            return Err(UnpackError::entry(&entry.path, removed));
         }
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return Err(UnpackError::entry(&entry.path, "is a hard link to a directory"));
@@ -278,22 +301,53 @@ impl<'a> Unpacker<'a> {
         })
     }
 
-    /// Remembers a hard link into a lower layer; a link to such a link shares its target.
+    /// Remembers a hard link into a lower layer; a link to such a link shares its target, as that was then.
     fn link_below(&mut self, parent: &Dir, name: &[u8], target: &[u8], entry: &Entry) -> Outcome<()> {
-        let earlier = self.left.pending.get(target);
-        let target = earlier.cloned().unwrap_or_else(|| target.to_vec());
+        let earlier = self.left.pending.get(target).cloned();
+        let link = earlier.unwrap_or_else(|| Link {
+            target: target.to_vec(),
+            entry: self.entries,
+            outdated: false,
+        });
         let path = parent.below(name);
         // Checked at the commit: that the target exists, and that nothing took the name meanwhile.
         if statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             self.replace(parent, name, entry)?;
         }
-        self.remember(path.len() + target.len() + LINK)?;
-        self.left.pending.insert(path, target);
+        self.remember(path.len() + 2 * link.target.len() + LINK)?;
+        self.awaited.insert(link.target.clone());
+        self.left.pending.insert(path.clone(), link);
+        // What had this name below may be the target of others.
+        self.hide_tree(&path);
         Ok(())
+    }
+
+    /// From here on this layer hides what those below it have at `path`. Links to it so far are to that nevertheless.
+    fn hide(&mut self, path: &[u8]) {
+        if let Some(target) = self.awaited.take(path) {
+            self.hidden.insert(target, self.entries);
+        }
+    }
+
+    /// The same with all that is below it. No target is gone through twice, however often an archive hides it.
+    fn hide_tree(&mut self, path: &[u8]) {
+        if self.awaited.is_empty() {
+            return;
+        }
+        let hidden: Vec<Inside> = if path.is_empty() {
+            self.awaited.iter().cloned().collect()
+        } else {
+            self.awaited.range(below(path)).cloned().collect()
+        };
+        for target in hidden {
+            self.hide(&target);
+        }
+        self.hide(path);
     }
 
     fn whiteout(&mut self, parent: &Dir, name: &[u8]) -> Outcome<()> {
         let path = parent.below(name);
+        self.hide_tree(&path);
         let failed = |e| UnpackError::io("make whiteout", &path, e);
         match statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {
@@ -314,6 +368,7 @@ impl<'a> Unpacker<'a> {
         if dir.path.is_empty() {
             self.left.opaque_root = true;
         }
+        self.hide_tree(&dir.path);
         let fd = openat(&dir.fd, c".", DIRECTORY, Mode::empty());
         fd.and_then(|fd| set_opaque(&fd))
             .map_err(|e| UnpackError::io("mark as opaque", &dir.path, e))
@@ -328,6 +383,7 @@ impl<'a> Unpacker<'a> {
         action: &'static str,
         make: impl Fn(&OwnedFd) -> rustix::io::Result<T>,
     ) -> Outcome<T> {
+        self.hide_tree(&parent.below(name));
         match make(&parent.fd) {
             Err(Errno::EXIST) => {
                 self.replace(parent, name, entry)?;

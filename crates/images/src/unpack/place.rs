@@ -50,6 +50,18 @@ impl Dir {
     }
 }
 
+/// Where the way to a directory leads.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// To a directory of this layer.
+    Here(Rc<Dir>),
+    /// Out of this layer, to a path that those below may have. Links of this layer are expanded in it; what comes behind them,
+    /// `..` included, is as they say.
+    Below(Inside),
+    /// Nowhere: this layer has no directory on the way but something that hides those below.
+    Nowhere,
+}
+
 impl Unpacker<'_> {
     /// The directory that `parents` names, made if it is missing.
     pub(super) fn parent(&mut self, parents: &[&[u8]]) -> Outcome<Rc<Dir>> {
@@ -59,19 +71,19 @@ impl Unpacker<'_> {
         {
             return Ok(Rc::clone(dir));
         }
-        let Some(dir) = self.walk(parents, true)? else {
+        let Way::Here(dir) = self.walk(parents, true)? else {
             return Err(UnpackError::entry(&named, "cannot be made"));
         };
         self.last = Some((named, Rc::clone(&dir)));
         Ok(dir)
     }
 
-    /// The directory that `parents` names, if it is in this layer.
-    pub(super) fn find(&mut self, parents: &[&[u8]]) -> Outcome<Option<Rc<Dir>>> {
+    /// The directory that `parents` names, if it is in this layer. Makes nothing.
+    pub(super) fn find(&mut self, parents: &[&[u8]]) -> Outcome<Way> {
         self.walk(parents, false)
     }
 
-    fn walk(&mut self, parents: &[&[u8]], make: bool) -> Outcome<Option<Rc<Dir>>> {
+    fn walk(&mut self, parents: &[&[u8]], make: bool) -> Outcome<Way> {
         let mut todo: VecDeque<Vec<u8>> = parents.iter().map(|c| c.to_vec()).collect();
         let mut at = Rc::clone(&self.root);
         let mut links = 0;
@@ -84,7 +96,7 @@ impl Unpacker<'_> {
             let failed = |e| UnpackError::io("open directory", &at.below(&name), e);
             let fd = match openat(&at.fd, &*name, STEP, Mode::empty()) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT) if !make => return Ok(None),
+                Err(Errno::NOENT) if !make => return Ok(Way::Below(onward(&at, &name, &todo))),
                 Err(Errno::NOENT) => self.imply(&at, &name, false)?,
                 // Not a directory: a link of the archive, a whiteout, or something that nothing can be below.
                 Err(Errno::NOTDIR | Errno::LOOP) => {
@@ -106,7 +118,7 @@ impl Unpacker<'_> {
                         continue;
                     }
                     if !make {
-                        return Ok(None);
+                        return Ok(Way::Nowhere);
                     }
                     if !is_whiteout(&stat) {
                         let reason = "is below a file that is not a directory";
@@ -129,7 +141,7 @@ impl Unpacker<'_> {
                 depth: at.depth + 1,
             });
         }
-        Ok(Some(at))
+        Ok(Way::Here(at))
     }
 
     /// One up, but not above the root. Nobody else moves directories here, so that the parent is where the path says.
@@ -152,6 +164,7 @@ impl Unpacker<'_> {
         let path = at.below(name);
         let failed = |e| UnpackError::io("make directory", &path, e);
         mkdirat(&at.fd, name, IMPLIED_MODE).map_err(failed)?;
+        self.hide(&path);
         if opaque {
             let fd = openat(&at.fd, name, DIRECTORY, Mode::empty()).map_err(failed)?;
             // The archive removed what was here: lower layers have no say about the new one.
@@ -165,4 +178,14 @@ impl Unpacker<'_> {
         self.count(DISK_BLOCK);
         Ok(fd)
     }
+}
+
+/// The path of what is left to go from a directory.
+fn onward(at: &Dir, name: &[u8], todo: &VecDeque<Vec<u8>>) -> Inside {
+    let mut path = at.below(name);
+    for component in todo {
+        path.push(b'/');
+        path.extend_from_slice(component);
+    }
+    path
 }

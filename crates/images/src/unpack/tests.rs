@@ -64,7 +64,7 @@ fn a_later_member_takes_the_place_of_links_that_wait() {
         .into_iter()
         .map(|(name, flag, link)| member(name, flag, link)),
     );
-    let waiting: Vec<(&[u8], &[u8])> = left.pending.iter().map(|(p, t)| (&**p, &**t)).collect();
+    let waiting: Vec<(&[u8], &[u8])> = left.pending.iter().map(|(p, l)| (&**p, &*l.target)).collect();
     let expected: [(&[u8], &[u8]); 4] = [
         (b"chain", b"other"),
         (b"d-beside", b"lower"),
@@ -72,4 +72,60 @@ fn a_later_member_takes_the_place_of_links_that_wait() {
         (b"twice", b"other"),
     ];
     assert_eq!(waiting, expected);
+}
+
+#[test]
+fn a_link_waits_for_the_old_file_once_its_target_is_hidden() {
+    type Members = &'static [(&'static str, u8, &'static str)];
+    const LINKED: (&str, u8, &str) = ("b", b'1', "d/a");
+    let outdated = |link: &str, members: Members| {
+        let members = members.iter().map(|(name, flag, link)| member(name, *flag, link));
+        let (_, left) = unpack(members);
+        left.pending[link.as_bytes()].outdated
+    };
+    let hidden: [Members; 12] = [
+        &[LINKED, ("d/a", b'0', "")],
+        &[LINKED, ("d/a", b'2', "x")],
+        &[LINKED, ("d/a", b'5', "")],
+        &[LINKED, ("d/a/in", b'0', "")],
+        &[LINKED, ("d/a", b'1', "other")],
+        &[LINKED, ("d", b'0', "")],
+        &[LINKED, ("d/.wh.a", b'0', "")],
+        &[LINKED, (".wh.d", b'0', "")],
+        &[LINKED, ("d/.wh..wh..opq", b'0', "")],
+        &[LINKED, (".wh..wh..opq", b'0', "")],
+        // Through links of the layer, from either side.
+        &[LINKED, ("s", b'2', "d"), ("s/a", b'0', "")],
+        &[("s", b'2', "d"), ("b", b'1', "s/a"), ("d/a", b'0', "")],
+    ];
+    for members in hidden {
+        assert!(outdated("b", members), "{members:?}");
+    }
+    let shown: [Members; 6] = [
+        &[LINKED, ("d", b'5', ""), ("d/b", b'0', "")],
+        &[LINKED, ("d/.wh.b", b'0', "")],
+        &[LINKED, ("d-beside", b'0', ""), ("d0", b'0', "")],
+        &[LINKED, ("d/a-beside", b'0', ""), (".wh.a", b'0', "")],
+        &[LINKED, ("c", b'1', "d/a")],
+        // The second link is to another file.
+        &[LINKED, ("d/a", b'0', ""), ("b", b'1', "other")],
+    ];
+    for members in shown {
+        assert!(!outdated("b", members), "{members:?}");
+    }
+    let chain: Members = &[LINKED, ("d/a", b'0', ""), ("c", b'1', "b")];
+    assert!(outdated("c", chain));
+    // A link in the place of its own target is to what was there.
+    assert!(outdated("a", &[("a", b'1', "a")]));
+}
+
+#[test]
+fn hiding_many_targets_again_and_again_takes_the_time_of_once() {
+    const MANY: usize = 40_000;
+    let begun = std::time::Instant::now();
+    let links = (0..MANY).map(|n| member(&n.to_string(), b'1', &format!("d/{n}")));
+    let hiding = (0..MANY).map(|_| member("d/.wh..wh..opq", b'0', ""));
+    let (_, left) = unpack(links.chain(hiding));
+    assert_eq!(left.pending.values().filter(|link| link.outdated).count(), MANY);
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
 }
