@@ -11,6 +11,23 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// What the service manager says to a service by its environment (sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3)).
+const OF_THE_SERVICE: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
+
+/// Keeps from a program that the daemon runs what is between the daemon and the service manager.
+pub fn keep_service_private(command: &mut std::process::Command) {
+    for name in OF_THE_SERVICE {
+        command.env_remove(name);
+    }
+}
+
 /// Closes every descriptor of the process from 3 up but those in `keep`.
 ///
 /// For a freshly forked child that will never drop what it inherited: owners of closed descriptors that live on in the
@@ -197,4 +214,22 @@ pub fn control(control: Control) -> io::Result<()> {
     };
     // SAFETY: none of these operations takes a pointer.
     check(unsafe { libc::prctl(operation, a, b, 0, 0) }.into()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_program_does_not_get_what_is_the_services() {
+        let mut command = std::process::Command::new("env");
+        command.env("NOTIFY_SOCKET", "/run/x").env("WATCHDOG_PID", "1");
+        command.env("OTHER", "stays");
+        keep_service_private(&mut command);
+        let out = command.output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && text.contains("OTHER=stays"), "{text}");
+        assert!(!text.contains("NOTIFY") && !text.contains("WATCHDOG"), "{text}");
+    }
 }

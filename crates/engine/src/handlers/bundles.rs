@@ -151,6 +151,7 @@ async fn forget(config: &Config, runtime: &OciRuntime, id: &ContainerId) -> Resu
         command.arg("--root").arg(&runtime.root).args(&runtime.options);
         command.args(["delete", "--force", id.as_str()]);
         command.stdin(Stdio::null()).kill_on_drop(true);
+        holdfast_sys::process::keep_service_private(command.as_std_mut());
         let outcome = tokio::time::timeout(DELETE, command.output()).await;
         if tokio::fs::try_exists(&state).await.unwrap_or(true) {
             let why = match outcome {

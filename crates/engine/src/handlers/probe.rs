@@ -96,7 +96,9 @@ fn found(version: &str, features: Option<&Value>) -> Option<Found> {
 async fn run(program: &Path, argument: &str) -> Result<String, String> {
     let path: PathBuf = program.to_owned();
     let failed = |why: String| format!("{} {argument}: {why}", path.display());
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    holdfast_sys::process::keep_service_private(command.as_std_mut());
+    let mut child = command
         .arg(argument)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -137,7 +137,9 @@ fn confinement(current: &str) -> Option<&str> {
 
 fn run(program: &str, args: &[&str], input: &str) -> Result<String, String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what} {program}: {error}");
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    holdfast_sys::process::keep_service_private(&mut command);
+    let mut child = command
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

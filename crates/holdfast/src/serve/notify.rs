@@ -1,7 +1,8 @@
 //! What the service manager is told (sd_notify(3)): ready once every pod on record has been found again, alive as long as
 //! calls could be answered, stopping.
 //!
-//! The variables are not passed on: monitors and helpers start with an empty environment, CNI plugins without these.
+//! The variables are not passed on: monitors and helpers start with an empty environment; CNI plugins, OCI runtimes and
+//! apparmor_parser without these.
 
 use std::ffi::{OsStr, OsString};
 use std::os::linux::net::SocketAddrExt as _;

@@ -87,17 +87,7 @@ async fn spawn(call: &Call<'_>) -> Result<Child> {
             .process_group(0)
             .kill_on_drop(true)
             .envs(call.env.iter().map(|(k, v)| (k, v)));
-        // Sockets of the service manager are the daemon's, not a plugin's.
-        for private in [
-            "NOTIFY_SOCKET",
-            "LISTEN_FDS",
-            "LISTEN_PID",
-            "LISTEN_FDNAMES",
-            "WATCHDOG_USEC",
-            "WATCHDOG_PID",
-        ] {
-            command.env_remove(private);
-        }
+        holdfast_sys::process::keep_service_private(command.as_std_mut());
         match command.spawn() {
             Ok(child) => return Ok(child),
             Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
