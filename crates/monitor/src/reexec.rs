@@ -17,9 +17,11 @@ use holdfast_monitor_api::message::{Failure, FailureKind, Phase};
 use holdfast_monitor_api::{ContainerDescriptors, SandboxDescriptors};
 use holdfast_sys::exec::Image;
 use holdfast_sys::pidfd::Ended;
+use holdfast_sys::process::Control;
 use holdfast_sys::{clone, heap, memfd, process};
 use prost::Message;
 use rustix::io::FdFlags;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::Error;
 use crate::cgroup;
@@ -103,6 +105,10 @@ impl Monitor {
         if !pending.probed || !self.at_rest() {
             if Instant::now() >= pending.deadline {
                 let asker = pending.asker;
+                // A program that hangs in its check. Nobody has reaped it, so the number is its own.
+                if let Some(probe) = Pid::from_raw(pending.probe) {
+                    let _ = kill_process(probe, Signal::KILL);
+                }
                 self.reexec = None;
                 let failure = failure(
                     FailureKind::Precondition,
@@ -130,8 +136,11 @@ impl Monitor {
                 || container.deleting
                 || !container.removing.is_empty()
         };
+        // Who waits for the sandbox's end is not handed over.
+        let stopping = |sandbox: &Sandbox| !sandbox.stopping.is_empty();
         self.builds.is_empty()
             && self.jobs.is_empty()
+            && !self.sandbox.as_ref().is_some_and(stopping)
             && !self.containers.iter().any(moving)
             && !self.execs.iter().any(|exec| exec.failure.is_some())
     }
@@ -194,6 +203,7 @@ impl Monitor {
 fn spawn_probe(executable: &OwnedFd, state: &OwnedFd) -> io::Result<i32> {
     let image = image("--probe", state)?;
     let child = clone::fork(|| {
+        let _ = process::control(Control::ParentDeathSignal(libc::SIGKILL));
         let _ = process::close_all_but(&mut [executable.as_raw_fd(), state.as_raw_fd()]);
         let _ = rustix::io::fcntl_setfd(state, FdFlags::empty());
         image.exec_fd(executable.as_fd()).raw_os_error().unwrap_or(1)

@@ -161,6 +161,55 @@ fn a_program_that_does_not_work_is_found_out_and_the_old_one_stays() {
     });
 }
 
+/// An ELF file of one segment, which heeds no arguments and waits for ever.
+fn program_that_hangs() -> Vec<u8> {
+    const AT: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let (machine, code): (u16, &[u8]) = match std::env::consts::ARCH {
+        // pause(2), again and again; and a branch to itself.
+        "x86_64" => (62, &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]),
+        "aarch64" => (183, &[0, 0, 0, 0x14]),
+        other => panic!("no program for {other}"),
+    };
+    let size = HEADERS + code.len() as u64;
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    elf.extend([2_u16.to_le_bytes(), machine.to_le_bytes()].concat());
+    elf.extend(1_u32.to_le_bytes());
+    elf.extend([AT + HEADERS, 64, 0].map(u64::to_le_bytes).concat());
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend([64_u16, 56, 1, 0, 0, 0].map(u16::to_le_bytes).concat());
+    elf.extend([1_u32, 5].map(u32::to_le_bytes).concat());
+    elf.extend([0, AT, AT, size, size, 0x1000].map(u64::to_le_bytes).concat());
+    elf.extend(code);
+    elf
+}
+
+#[test]
+fn a_program_that_hangs_in_its_check_is_ended() {
+    privileged(|| async {
+        let pod = Pod::start().await;
+        let program = pod.path("hangs");
+        std::fs::write(&program, program_that_hangs()).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let file = std::fs::File::open(&program).unwrap();
+        let client = pod.client().with_deadline(Duration::from_secs(60));
+        let asked = tokio::spawn(async move { client.reexec(file.as_fd()).await });
+        let monitor = pod.monitor.pid;
+        let runs = || {
+            let children =
+                std::fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children")).unwrap();
+            let is_it =
+                |pid: &str| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+            children.split_whitespace().any(is_it)
+        };
+        until("it runs", runs).await;
+        let error = asked.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("does not come to rest"), "{error}");
+        until("it is gone", || !runs()).await;
+        pod.stop().await;
+    });
+}
+
 #[test]
 fn a_replacement_adopts_the_pod_of_a_killed_monitor() {
     privileged(|| async {
