@@ -5,7 +5,8 @@ mod node;
 
 use std::time::Duration;
 
-use holdfast_engine::Kind;
+use holdfast_engine::config::bounds;
+use holdfast_engine::{ExecRequest, Kind};
 use holdfast_model::{ContainerState, SandboxState};
 use node::{Node, alive, kill9, wait};
 
@@ -112,6 +113,43 @@ fn the_monitor_dies_and_another_takes_over() {
     node.block_on(node.engine().stop_container(&steady, Duration::from_secs(60)))
         .unwrap();
     assert_eq!(node.status(&steady).state, ContainerState::Exited);
+    node.remove_pod(&pod);
+    node.assert_clean();
+}
+
+#[test]
+fn a_monitor_that_does_not_answer_is_waited_for() {
+    let mut node = Node::new("silent");
+    let pod = node.run_pod(node.host_pod("one"));
+    let container = node.run(&pod, node.script("main", "sleep 1000"));
+    let (monitor, pid) = (
+        node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap(),
+        node.status(&container).pid.unwrap(),
+    );
+    let signal = |signal| {
+        let monitor = rustix::process::Pid::from_raw(monitor).unwrap();
+        rustix::process::kill_process(monitor, signal).unwrap();
+    };
+    node.crash();
+    signal(rustix::process::Signal::STOP);
+    node.open();
+    // It was looked for as the daemon started, and is once more a second later.
+    std::thread::sleep(bounds::RECOVER + Duration::from_secs(5));
+    assert_eq!(node.engine().sandbox(&pod).unwrap().state, SandboxState::Ready);
+    assert_eq!(node.status(&container).state, ContainerState::Running);
+    assert!(alive(pid));
+
+    signal(rustix::process::Signal::CONT);
+    wait("the monitor to be found", || {
+        let command = ["echo".to_owned(), "fine".to_owned()];
+        let request = ExecRequest {
+            command: command.to_vec(),
+            timeout: Some(Duration::from_secs(60)),
+        };
+        let output = node.block_on(node.engine().exec_sync(&container, request));
+        output.ok().filter(|output| output.stdout == b"fine\n")
+    });
+    assert_eq!(node.status(&container).pid, Some(pid));
     node.remove_pod(&pod);
     node.assert_clean();
 }

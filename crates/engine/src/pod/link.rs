@@ -13,9 +13,10 @@ use holdfast_monitor_api::{
 };
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::unix::AsyncFd;
+use tracing::warn;
 
-use super::recover::spool;
-use super::{Context, title};
+use super::recover::{self, spool};
+use super::{Context, stop, title};
 use crate::Error;
 use crate::config::bounds;
 use holdfast_cgroups::Mode;
@@ -260,35 +261,27 @@ pub(super) struct Relinked {
     pub estate: Option<Estate>,
     /// The monitor is another process than before.
     pub replaced: bool,
+    /// The monitor may be there but does not answer: nothing is known to have ended.
+    pub silent: bool,
     /// Exits that the old monitor wrote down and could not tell any more.
     pub exits: Vec<Exit>,
 }
 
 /// The monitor hung up: it is still there, or another takes its place.
-pub(super) async fn relink(context: &Context, estate: Option<Estate>) -> Relinked {
+pub(super) async fn relink(context: &Context, estate: Estate) -> Relinked {
     if let Ok(link) = Link::connect(context).await
         && let Ok(inventory) = link.client.inventory().await
     {
         return Relinked {
             outcome: Ok((link, inventory)),
-            estate,
+            estate: Some(estate),
             replaced: false,
+            silent: false,
             exits: Vec::new(),
         };
     }
     let exits = spool(context).await;
-    let Some(mut estate) = estate else {
-        let error = Error::Busy {
-            id: context.id.to_string(),
-            reason: "its monitor is gone, and nothing was kept of it",
-        };
-        return Relinked {
-            outcome: Err(error),
-            estate: None,
-            replaced: false,
-            exits,
-        };
-    };
+    let mut estate = estate;
     // Those have been seen to end: the new monitor could only call them unknown.
     estate.containers.retain(|orphan| {
         !exits
@@ -300,7 +293,35 @@ pub(super) async fn relink(context: &Context, estate: Option<Estate>) -> Relinke
         outcome,
         estate: Some(estate),
         replaced: true,
+        silent: false,
         exits,
+    }
+}
+
+/// The same for a pod of which nothing is kept that could be handed over: its monitor did not answer when the daemon started.
+pub(super) async fn find(context: &Context, record: &SandboxRecord, cgroups: Vec<String>) -> Relinked {
+    let found = recover::look(context, record).await;
+    let silent = found.silent.is_some();
+    let outcome = match (found.live, found.silent) {
+        (Some(live), _) => Ok(live),
+        (None, Some(error)) => Err(error),
+        (None, None) => {
+            // What still runs has lost the reader of its output.
+            for failure in stop::sweep(context, cgroups).await {
+                warn!(pod = %context.id, "leftover processes: {failure}");
+            }
+            Err(Error::Busy {
+                id: context.id.to_string(),
+                reason: "its monitor is gone, and nothing was kept of it",
+            })
+        }
+    };
+    Relinked {
+        outcome,
+        estate: None,
+        replaced: false,
+        silent,
+        exits: found.exits,
     }
 }
 

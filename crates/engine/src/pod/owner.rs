@@ -311,6 +311,13 @@ impl Pod {
                     });
                 }
             }
+            other => self.with_monitor(other).await,
+        }
+    }
+
+    /// What is parked while the monitor is looked for.
+    pub(super) async fn with_monitor(&mut self, command: Command) {
+        match command {
             Command::Reexec { reply } => self.reexec(reply),
             other => self.on_container_command(other).await,
         }
@@ -484,9 +491,14 @@ impl Pod {
                 })
                 .collect(),
         });
-        let context = self.context.clone();
-        self.work
-            .spawn(async move { Done::Relinked(Box::new(link::relink(&context, estate).await)) });
+        let (context, record, cgroups) = (self.context.clone(), self.record.clone(), self.cgroups());
+        self.work.spawn(async move {
+            let relinked = match estate {
+                Some(estate) => link::relink(&context, estate).await,
+                None => link::find(&context, &record, cgroups).await,
+            };
+            Done::Relinked(Box::new(relinked))
+        });
     }
 
     async fn relinked(&mut self, relinked: link::Relinked) {
@@ -512,6 +524,7 @@ impl Pod {
             Err(error) => {
                 error!(pod = %self.id(), "{}", error.chain());
                 match relinked.estate {
+                    None if relinked.silent && !self.removing() => {}
                     // Whoever wants the pod gone does not wait for a monitor: the rest is done by cgroup.
                     Some(estate) if !self.removing() => self.take_back(estate),
                     _ => self.abandoned().await,
@@ -523,7 +536,7 @@ impl Pod {
             }
         }
         for command in std::mem::take(&mut self.parked) {
-            self.on_container_command(command).await;
+            self.with_monitor(command).await;
         }
     }
 

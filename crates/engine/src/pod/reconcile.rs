@@ -38,7 +38,7 @@ impl Pod {
         }
         self.recovering = None;
         for command in std::mem::take(&mut self.parked) {
-            self.on_container_command(command).await;
+            self.with_monitor(command).await;
         }
     }
 
