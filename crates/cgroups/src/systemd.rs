@@ -6,9 +6,11 @@
 //! with `DevicePolicy=auto` and no list systemd attaches no program, and ours stays.
 
 use crate::convert::{cpu_weight_of_shares, io_weight_of_blkio, swap_alone};
+use crate::hierarchy::Home;
+use crate::io;
 use crate::limits::{Limits, Stage};
 use crate::plan::{Change, Plan};
-use crate::{Error, Mode};
+use crate::{Cgroup, Controller, Error, Mode};
 
 /// "No limit", as systemd's D-Bus interface spells it.
 pub const INFINITY: u64 = u64::MAX;
@@ -73,6 +75,21 @@ pub fn properties(limits: &Limits, stage: Stage, mode: Mode) -> Result<Vec<Prope
         }
     }
     Ok(out.0)
+}
+
+/// What ends being idle, for which systemd has no word of its own: the weight that the kernel has given back. To be asked after the
+/// files were written; `None` where `limits` speak of nothing of the kind.
+pub fn weight_after_idle(cgroup: &Cgroup, limits: &Limits) -> Result<Option<Property>, Error> {
+    let ends = |value: &String| value.trim() == "0";
+    let ended = limits.cpu.idle == Some(0) || limits.unified.get("cpu.idle").is_some_and(ends);
+    let Some(Home::V2(root)) = cgroup.hierarchy().home(Controller::Cpu).filter(|_| ended) else {
+        return Ok(None);
+    };
+    let text = io::read(root, &cgroup.dir_in(root), "cpu.weight")?;
+    Ok(Some(Property {
+        name: "CPUWeight",
+        value: Value::Number(number("cpu.weight", text.trim())?),
+    }))
 }
 
 /// The properties that say what the files held before `plan`: systemd forgets an update with them. Of the files that

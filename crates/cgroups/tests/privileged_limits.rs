@@ -2,6 +2,7 @@
 //! version 2 where that is the one.
 #![allow(clippy::unwrap_used)]
 
+use holdfast_cgroups::systemd::{Property, Value, weight_after_idle};
 use holdfast_cgroups::{BlockIo, Cgroup, Cpu, Error, Hierarchy, Limits, Memory, Mode, Stage, Throttle};
 use holdfast_testkit::Reaper;
 use std::os::fd::OwnedFd;
@@ -419,7 +420,10 @@ fn protection_of_memory_holds_for_what_is_below() {
         );
         return;
     }
-    // memory_recursiveprot is a mount option of the whole hierarchy: what is set can be seen, and is not an error.
+    // What makes the kernel hand it down to a container (cgroup-v2.rst, "Mounting").
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let recursive = |line: &str| line.contains(" - cgroup2 ") && line.contains("memory_recursiveprot");
+    assert!(mounts.lines().any(recursive), "{mounts}");
     let pod = it.hierarchy.open(&format!("{}/pod", it.top)).unwrap();
     pod.apply(
         &unified(&[("memory.min", "8388608"), ("memory.low", "16777216")]),
@@ -431,6 +435,27 @@ fn protection_of_memory_holds_for_what_is_below() {
         (read("memory.min").trim(), read("memory.low").trim()),
         ("8388608", "16777216")
     );
+}
+
+#[test]
+fn the_end_of_being_idle_is_a_weight_that_systemd_can_be_told() {
+    let it = Fixture::new("idle");
+    let told = |limits: &Limits| weight_after_idle(&it.cgroup, limits).unwrap();
+    let over = unified(&[("cpu.idle", "0")]);
+    if !it.unified() {
+        assert_eq!(told(&over), None, "version 1 has no such property");
+        return;
+    }
+    for limit in [("cpu.weight", "39"), ("cpu.idle", "1")] {
+        it.cgroup.apply(&unified(&[limit]), Stage::All).unwrap();
+    }
+    assert_eq!(told(&unified(&[("cpu.idle", "1")])), None);
+    it.cgroup.apply(&over, Stage::All).unwrap();
+    let weight = Property {
+        name: "CPUWeight",
+        value: Value::Number(100),
+    };
+    assert_eq!(told(&over), Some(weight));
 }
 
 /// The first disk of the machine, `major:minor`.

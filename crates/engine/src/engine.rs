@@ -162,6 +162,12 @@ impl Engine {
             path: cgroup.clone(),
             source: Box::new(source),
         })?;
+        // Made by a pod that is still there: the last of them takes it away.
+        let made_before = |other: &Arc<SandboxRecord>| other.cgroup == cgroup && other.cgroup_made;
+        let made = match exists {
+            true => shared.views.sandboxes.all().iter().any(made_before),
+            false => cgroup != shared.config.default_cgroup,
+        };
         let host_network = spec.host_network();
         let hostname = if host_network {
             rustix::system::uname().nodename().to_string_lossy().into_owned()
@@ -178,7 +184,7 @@ impl Engine {
             created_at: now(),
             handler: handler.to_owned(),
             runtime,
-            cgroup_made: !exists && cgroup != shared.config.default_cgroup,
+            cgroup_made: made,
             cgroup,
             cgroup_driver: shared.config.cgroup_driver,
             hostname,
@@ -447,7 +453,10 @@ impl Engine {
             .into_iter()
             .find(|path| !path.is_file());
         let missing = missing.map(|path| format!("helper program {} is missing", path.display()));
-        match missing.or_else(|| self.shared().systemd.trouble()) {
+        // Under cgroupfs systemd is asked for old pods only, and nobody watches whether it answers again.
+        let by_systemd = config.cgroup_driver == CgroupDriver::Systemd;
+        let trouble = || self.shared().systemd.trouble().filter(|_| by_systemd);
+        match missing.or_else(trouble) {
             None => Readiness {
                 ready: true,
                 message: String::new(),

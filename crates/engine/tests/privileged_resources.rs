@@ -525,6 +525,28 @@ fn a_cgroup_that_was_there_is_respected() {
 }
 
 #[test]
+fn the_last_of_those_that_share_a_cgroup_takes_it_away() {
+    let mut node = Node::new("podshared");
+    let hierarchy = Hierarchy::detect().unwrap();
+    let parent = format!("{}/pods/shared", node.cgroup);
+    let run = |name: &str| {
+        let mut spec = node.host_pod(name);
+        spec.cgroup_parent = parent.clone();
+        node.run_pod(spec)
+    };
+    // The first has made it, and goes first.
+    let (first, second) = (run("one"), run("two"));
+    node.remove_pod(&first);
+    assert!(hierarchy.exists(&parent).unwrap());
+    let third = run("three");
+    node.remove_pod(&second);
+    assert!(hierarchy.exists(&parent).unwrap());
+    node.remove_pod(&third);
+    assert!(!hierarchy.exists(&parent).unwrap());
+    node.assert_clean();
+}
+
+#[test]
 fn a_container_with_a_mebibyte_starts_in_a_limited_pod() {
     let mut node = Node::new("mebibyte");
     let pod = node.run_pod(node.host_pod("one"));

@@ -1,9 +1,9 @@
 //! The systemd driver's part in a pod's life: a scope before each process is made, its properties, and the slice's end.
 //! Under cgroupfs all of this is nothing: the launcher makes the cgroups.
 
-use holdfast_cgroups::systemd::{Property, before, properties};
+use holdfast_cgroups::systemd::{Property, before, properties, weight_after_idle};
 use holdfast_cgroups::{Hierarchy, Limits, Plan, Stage};
-use holdfast_model::{CgroupDriver, ContainerRecord, SandboxRecord, scope_unit};
+use holdfast_model::{CgroupDriver, ContainerRecord, SandboxRecord, SandboxState, scope_unit};
 use oci_spec::runtime::Spec;
 
 use super::{Context, title};
@@ -64,7 +64,17 @@ pub(super) async fn updated(
     path: String,
     (limits, all): (&Limits, &Limits),
 ) -> Result<(), Error> {
-    let properties = wanted(limits, Stage::All, context.shared.hierarchy.mode())?;
+    let hierarchy = context.shared.hierarchy.clone();
+    let mut properties = wanted(limits, Stage::All, hierarchy.mode())?;
+    if !properties.iter().any(|property| property.name == "CPUWeight") {
+        let (path, limits) = (path.clone(), limits.clone());
+        let weight = move || {
+            let cgroup = hierarchy.open(&path);
+            let weight = cgroup.and_then(|cgroup| weight_after_idle(&cgroup, &limits));
+            weight.map_err(|error| invalid(&error))
+        };
+        properties.extend(blocking(weight).await?);
+    }
     tell(context, (unit, path), properties, all).await
 }
 
@@ -220,8 +230,11 @@ pub(super) async fn stop_slice(context: &Context, pod: &SandboxRecord) -> Result
     let shared = &context.shared;
     let pods = shared.views.sandboxes.all();
     let below = format!("{}/", pod.cgroup);
+    // One that is being removed has left it: of two that go together, neither waits for the other.
     let used = |other: &SandboxRecord| {
-        other.id != pod.id && (other.cgroup == pod.cgroup || other.cgroup.starts_with(&below))
+        other.id != pod.id
+            && other.state != SandboxState::Removing
+            && (other.cgroup == pod.cgroup || other.cgroup.starts_with(&below))
     };
     if pods.iter().any(|other| used(other)) {
         return Ok(());

@@ -26,6 +26,8 @@ const SYSTEM_SOCKET: &str = "unix:path=/run/dbus/system_bus_socket";
 const SIGNALS: usize = 4096;
 /// The version of systemd from which scopes have `OOMPolicy=`.
 const OOM_POLICY: u32 = 253;
+/// Properties that older versions refuse, and the version from which they are known. The files are written in any case.
+const YOUNG: [(&str, u32); 1] = [("MemoryZSwapMax", 253)];
 /// Units in one answer of ListUnits that are looked at.
 const UNITS: usize = 65_536;
 
@@ -116,7 +118,8 @@ impl Bus {
             ("Slice", scope.slice.into()),
             ("PIDs", vec![pid].into()),
         ];
-        properties.extend(scope.properties.iter().map(variant));
+        let known = self.known(&scope.properties, limits).await?;
+        properties.extend(known.into_iter().map(variant));
         if self.major(limits).await? >= OOM_POLICY {
             let policy = if scope.oom_group { "kill" } else { "continue" };
             properties.push(("OOMPolicy", policy.into()));
@@ -133,7 +136,11 @@ impl Bus {
         properties: &[Property],
         limits: Limits,
     ) -> Result<(), BusError> {
-        let properties: Vec<_> = properties.iter().map(variant).collect();
+        let properties: Vec<_> = self.known(properties, limits).await?;
+        if properties.is_empty() {
+            return Ok(());
+        }
+        let properties: Vec<_> = properties.into_iter().map(variant).collect();
         // Runtime: gone with the unit, as everything about it.
         let body = (unit, true, properties);
         self.call("SetUnitProperties", unit, &body, limits.call)
@@ -210,6 +217,21 @@ impl Bus {
             Ok(digits.parse().unwrap_or(0))
         });
         known.await.copied()
+    }
+
+    /// Those that this version of systemd knows.
+    async fn known<'a>(
+        &self,
+        properties: &'a [Property],
+        limits: Limits,
+    ) -> Result<Vec<&'a Property>, BusError> {
+        let since = |property: &Property| YOUNG.iter().find(|(name, _)| *name == property.name);
+        if properties.iter().all(|property| since(property).is_none()) {
+            return Ok(properties.iter().collect());
+        }
+        let version = self.major(limits).await?;
+        let known = |property: &&Property| since(property).is_none_or(|(_, first)| version >= *first);
+        Ok(properties.iter().filter(known).collect())
     }
 
     async fn call<B>(
@@ -332,13 +354,13 @@ async fn answered(
                 unit: unit.to_owned(),
             }
         }
-        // The bus speaks for a service that it cannot hand the call to.
-        zbus::Error::MethodError(name, text, _) if name.as_str() == "org.freedesktop.DBus.Error.NoReply" => {
-            BusError::Lost {
-                call,
-                source: Box::new(zbus::Error::Failure(text.unwrap_or_default())),
-            }
-        }
+        zbus::Error::MethodError(name, text, _) if of_the_bus(name.as_str()) => BusError::Lost {
+            call,
+            source: Box::new(zbus::Error::Failure(format!(
+                "{name}: {}",
+                text.unwrap_or_default()
+            ))),
+        },
         zbus::Error::MethodError(name, text, _) => BusError::Refused {
             call,
             unit: unit.to_owned(),
@@ -350,6 +372,24 @@ async fn answered(
             source: Box::new(source),
         },
     })
+}
+
+/// Whether the bus speaks for a service that it cannot hand the call to (D-Bus specification, "Error names"): systemd itself has
+/// not been heard.
+pub(super) fn of_the_bus(error: &str) -> bool {
+    const UNREACHED: [&str; 7] = [
+        "Disconnected",
+        "NameHasNoOwner",
+        "NoReply",
+        "NoServer",
+        "ServiceUnknown",
+        "TimedOut",
+        "Timeout",
+    ];
+    let Some(name) = error.strip_prefix("org.freedesktop.DBus.Error.") else {
+        return false;
+    };
+    UNREACHED.contains(&name) || name.starts_with("Spawn.")
 }
 
 fn understood<T>(call: &'static str, answer: &Message) -> Result<T, BusError>

@@ -40,6 +40,7 @@ enum Failure {
 pub(crate) struct Manager {
     mood: Mood,
     pub units: Arc<Mutex<BTreeMap<String, BTreeMap<String, String>>>>,
+    version: Arc<Mutex<&'static str>>,
     /// What it does to the unit's cgroup when a property is set.
     pub rewrites: Arc<Mutex<Option<Rewrite>>>,
 }
@@ -109,7 +110,7 @@ impl Manager {
         if self.mood == Mood::Hung {
             std::future::pending::<()>().await;
         }
-        "257.9".into()
+        (*self.version.lock().unwrap()).into()
     }
 
     #[zbus(signal)]
@@ -150,6 +151,7 @@ pub(crate) fn lab(mood: Mood) -> Lab {
     let manager = Manager {
         mood,
         units: Arc::default(),
+        version: Arc::new(Mutex::new("257.9")),
         rewrites: Arc::default(),
     };
     let connections = Arc::new(Mutex::new(Vec::new()));
@@ -200,6 +202,59 @@ fn scope(unit: &str) -> Scope<'_> {
         description: "holdfast /x: pod".into(),
         properties,
         oom_group: true,
+    }
+}
+
+#[tokio::test]
+async fn an_old_systemd_is_not_told_what_it_would_refuse() {
+    for (version, told) in [("252.38-1~deb12u1", false), ("253", true)] {
+        let lab = lab(Mood::Well);
+        *lab.manager.version.lock().unwrap() = version;
+        let zswap = Property {
+            name: "MemoryZSwapMax",
+            value: Value::Number(7),
+        };
+        let mut scope = scope("holdfast-1.scope");
+        scope.properties.push(zswap.clone());
+        lab.systemd.start_scope(scope, 42).await.unwrap();
+        let known = |name| lab.manager.units.lock().unwrap()["holdfast-1.scope"].contains_key(name);
+        assert_eq!(known("MemoryZSwapMax"), told, "{version}");
+        assert_eq!(known("OOMPolicy"), told, "{version}");
+        lab.manager
+            .units
+            .lock()
+            .unwrap()
+            .get_mut("holdfast-1.scope")
+            .unwrap()
+            .clear();
+        lab.systemd
+            .set_properties("holdfast-1.scope", &[zswap])
+            .await
+            .unwrap();
+        assert_eq!(known("MemoryZSwapMax"), told, "{version}");
+    }
+}
+
+#[test]
+fn what_the_bus_says_of_a_systemd_that_is_gone_is_no_answer_of_systemd() {
+    for name in [
+        "NoReply",
+        "ServiceUnknown",
+        "NameHasNoOwner",
+        "TimedOut",
+        "Spawn.ServiceNotFound",
+    ] {
+        assert!(
+            bus::of_the_bus(&format!("org.freedesktop.DBus.Error.{name}")),
+            "{name}"
+        );
+    }
+    for name in [
+        "org.freedesktop.DBus.Error.InvalidArgs",
+        "org.freedesktop.DBus.Error.AccessDenied",
+        "org.freedesktop.systemd1.NoSuchUnit",
+    ] {
+        assert!(!bus::of_the_bus(name), "{name}");
     }
 }
 
