@@ -67,9 +67,8 @@ pub fn pod(options: &Run) -> Result<v1::PodSandboxConfig> {
         config.hostname = config
             .metadata
             .as_ref()
-            .map(|m| m.name.clone())
+            .map(|m| m.name.chars().take(63).collect())
             .unwrap_or_default();
-        config.hostname.truncate(63);
     }
     Ok(config)
 }
@@ -233,6 +232,15 @@ mod tests {
             Command::Run(run) => *run,
             _ => unreachable!(),
         }
+    }
+
+    #[test]
+    fn a_long_name_is_cut_between_two_letters() {
+        let name = "ä".repeat(40);
+        let cut = pod(&options(&["--name", &name, "web"])).unwrap().hostname;
+        assert_eq!(cut, name);
+        let long = pod(&options(&["--name", &name.repeat(2), "web"])).unwrap();
+        assert_eq!(long.hostname.chars().count(), 63);
     }
 
     #[test]

@@ -51,17 +51,15 @@ mod tests {
 
     /// The package's scripts find the socket by this line (manifests/deb/prerm, postinst).
     #[test]
-    fn the_socket_has_a_line_of_its_own() {
+    fn what_the_package_reads_has_a_line_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         std::fs::write(&path, "state = \"/run/x\"\n").unwrap();
         let (raw, origins) = load(Some(&path)).unwrap();
         let text = format!("{:#?}", Config::new(raw, &origins, Overrides::default()).unwrap());
-        let lines = text
-            .lines()
-            .filter(|line| line.starts_with("    listen: "))
-            .collect::<Vec<_>>();
-        assert_eq!(lines, ["    listen: \"/run/x/holdfast.sock\","]);
+        for line in ["    state: \"/run/x\",", "    listen: \"/run/x/holdfast.sock\","] {
+            assert_eq!(text.lines().filter(|other| *other == line).count(), 1, "{text}");
+        }
     }
 
     /// The page names every key, and the values that it shows are the defaults.

@@ -21,6 +21,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
         Ok(hierarchy) => {
             out.push(version(&hierarchy));
             out.push(controllers(&hierarchy));
+            out.extend(protection(&hierarchy));
             out.extend(in_one_of_its_own(&hierarchy));
         }
         Err(error) => out.push(Finding::missing(
@@ -80,6 +81,36 @@ fn controllers(hierarchy: &Hierarchy) -> Finding {
     } else {
         Finding::degraded(CHECK, format!("{found}; not {absent}"), &lost, remedy)
     }
+}
+
+/// Of version 2 alone: version 1 protects no memory.
+fn protection(hierarchy: &Hierarchy) -> Option<Finding> {
+    const CHECK: &str = "memory protection";
+    if hierarchy.mode() != Mode::Unified {
+        return None;
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    Some(match is_recursive(&mounts) {
+        true => Finding::ok(CHECK, "what protects a pod protects its containers"),
+        false => Finding::degraded(
+            CHECK,
+            "cgroup2 is mounted without memory_recursiveprot",
+            "memory.min and memory.low of a pod protect none of its containers (kubelet's MemoryQoS)",
+            "mount -o remount,memory_recursiveprot /sys/fs/cgroup (the default of systemd)",
+        ),
+    })
+}
+
+/// cgroup-v2.rst, "Mounting".
+fn is_recursive(mountinfo: &str) -> bool {
+    mountinfo.lines().any(|line| {
+        let file_system = line.split_once(" - ").map_or("", |(_, rest)| rest);
+        let mut words = file_system.split(' ');
+        words.next() == Some("cgroup2")
+            && words
+                .nth(1)
+                .is_some_and(|options| options.split(',').any(|option| option == "memory_recursiveprot"))
+    })
 }
 
 /// What must be tried in a cgroup: making it, being born in it, killing it.
@@ -184,5 +215,23 @@ fn systemd(config: &Config) -> Finding {
             "start the bus (`systemctl start dbus`, package dbus), or set cgroup_driver = \"cgroupfs\" here and for the \
              kubelet",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_version_2_is_mounted() {
+        let mount = |options| {
+            format!(
+                "1 0 8:1 / / rw - ext4 /dev/sda rw,memory_recursiveprot\n\
+                 30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 {options}\n"
+            )
+        };
+        assert!(is_recursive(&mount("rw,nsdelegate,memory_recursiveprot")));
+        assert!(!is_recursive(&mount("rw,nsdelegate")));
+        assert!(!is_recursive(""));
     }
 }
