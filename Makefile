@@ -24,7 +24,7 @@ help: ## this list
 deps:
 	@hack/deps build
 deps-test:
-	@hack/deps test
+	@PEER="$(PEER)" hack/deps test
 
 .PHONY: build monitor pause
 build: deps monitor pause ## the three binaries, in target/bin
@@ -66,9 +66,10 @@ critest: deps-test monitor pause ## critest, if there is one on the PATH or CRIT
 	install -D -t $(TEST) $(TARGET)/debug/holdfast $(TARGET)/debug/holdfast-critest-images $(TARGET)/helpers/holdfast-monitor $(TARGET)/helpers/holdfast-pause
 	BIN=$(TEST) hack/critest $(ARGS)
 
-.PHONY: test-kubectl test-kube
-test-kubectl: test-build ## exec, attach, port-forward and logs with Debian 13's kubectl, against a stub API server before the CRI socket (root)
-	[ -x $(TEST)/kube-packages/usr/bin/kubectl ] || hack/debian-13 $(TEST)/kube-packages kubectl
+.PHONY: kubectl test-kubectl test-kube
+kubectl:
+	@[ -x $(TEST)/kube-packages/usr/bin/kubectl ] || hack/debian-13 $(TEST)/kube-packages kubectl
+test-kubectl: test-build kubectl ## exec, attach, port-forward and logs with Debian 13's kubectl, against a stub API server before the CRI socket (root)
 	KUBECTL=$(TEST)/kube-packages/usr/bin/kubectl BIN=$(TEST) PEER="$(PEER)" hack/conformance --filter kubectl:: $(ARGS)
 
 # The Kubernetes programs are built elsewhere; GATES, ETCD and KEEP are explained in hack/kube/test.
@@ -88,20 +89,21 @@ lint: deps-test ## formatting, clippy, licences, and this repository's own rules
 .PHONY: test-vm vm-deps
 vm-deps:
 	@hack/vm/vm deps
-test-vm: deps-test vm-deps test-build ## privileged tests and conformance on kernels 6.12 and 6.1 with cgroup v2, systemd, AppArmor, SELinux
+test-vm: deps-test vm-deps kubectl test-build ## privileged tests and conformance on kernels 6.12 and 6.1 with cgroup v2, systemd, AppArmor, SELinux
 	hack/vm/test stage
 	hack/vm/test all
 .PHONY: test-vm-short
-test-vm-short: deps-test vm-deps test-build ## of test-vm what CI runs: kernel 6.12 with systemd, AppArmor, SELinux; minutes
+test-vm-short: deps-test vm-deps kubectl test-build ## of test-vm what CI runs: kernel 6.12 with systemd, AppArmor, SELinux; minutes
 	hack/vm/test stage
 	hack/vm/test short
 
+DIST ?= trixie
 .PHONY: test-service
-test-service: vm-deps test-build ## the package, the service and the systemd cgroup driver in the virtual machine; ARGS=measure: their cost
-	BIN=$(TEST) hack/vm/service trixie $(ARGS)
+test-service: vm-deps test-build ## the package, the service and the systemd cgroup driver in the virtual machine, DIST=bookworm: in the older one; ARGS=measure: their cost
+	BIN=$(TEST) hack/vm/service $(DIST) $(ARGS)
 
 .PHONY: bench
-bench: build ## print what pods cost in time and memory; PEER=containerd measures Debian's containerd and runc beside
+bench: deps-test build ## print what pods cost in time and memory; PEER=containerd measures Debian's containerd and runc beside
 	$(CARGO) build --locked --release -p holdfast-conformance --bin holdfast-bench
 	install -D -t $(RELEASE) $(TARGET)/release/holdfast-bench
 	BIN=$(RELEASE) PEER="$(PEER)" hack/bench $(ARGS)
