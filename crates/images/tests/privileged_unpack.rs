@@ -356,7 +356,12 @@ async fn later_members_do_not_change_what_a_link_into_a_lower_layer_is_to() {
         .end();
     let link = |target: &str| Tar::default().hard_link("b", target);
     // What paths have in the end; nothing where there is no file.
-    let cases: [Case; 14] = [
+    let cases: [Case; 15] = [
+        (
+            "the link's own name removed",
+            link("a").file(".wh.b", b""),
+            &[("a", "old"), ("b", "old")],
+        ),
         ("shown", link("a"), &[("a", "old"), ("b", "old")]),
         (
             "shown through a link",

@@ -350,6 +350,8 @@ impl<'a> Unpacker<'a> {
         self.hide_tree(&path);
         let failed = |e| UnpackError::io("make whiteout", &path, e);
         match statat(&parent.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            // The same for a link that waits: at the commit it is there.
+            Err(Errno::NOENT) if self.left.pending.contains_key(&path) => Ok(()),
             Err(Errno::NOENT) => {
                 self.count(0);
                 mknodat(&parent.fd, name, FileType::CharacterDevice, Mode::empty(), 0).map_err(failed)
