@@ -14,6 +14,8 @@ use crate::config::Config;
 
 /// How long a probe's cgroup may be busy.
 const REMOVAL: Duration = Duration::from_secs(2);
+/// The version of systemd from which scopes have `OOMPolicy=`.
+const OOM_POLICY: u32 = 253;
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     let mut out = Vec::new();
@@ -179,6 +181,15 @@ fn kill(hierarchy: &Hierarchy) -> Finding {
     )
 }
 
+/// Of a version such as `252.38-1~deb12u1`.
+fn major(version: &str) -> Option<u32> {
+    let digits = version
+        .trim_start_matches('v')
+        .split(|c: char| !c.is_ascii_digit())
+        .next();
+    digits.and_then(|digits| digits.parse().ok())
+}
+
 fn systemd(config: &Config) -> Finding {
     const CHECK: &str = "systemd";
     let runs = Path::new("/run/systemd/system").is_dir();
@@ -207,6 +218,13 @@ fn systemd(config: &Config) -> Finding {
             asked.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
         });
     match answer {
+        Ok(version) if major(&version).is_some_and(|major| major < OOM_POLICY) => Finding::degraded(
+            CHECK,
+            format!("version {version} answers over D-Bus"),
+            "its scopes have no OOMPolicy=: with every daemon-reload it takes memory.oom.group back, which a kubelet sets, and \
+             after that only one process of a container that runs out of memory is killed",
+            "systemd 253 or newer",
+        ),
         Ok(version) => Finding::ok(CHECK, format!("version {version} answers over D-Bus")),
         Err(error) => Finding::missing(
             CHECK,
@@ -221,6 +239,13 @@ fn systemd(config: &Config) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_of_systemd() {
+        for (text, number) in [("252.38-1~deb12u1", Some(252)), ("v257", Some(257)), ("", None)] {
+            assert_eq!(major(text), number, "{text}");
+        }
+    }
 
     #[test]
     fn how_version_2_is_mounted() {
