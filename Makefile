@@ -93,7 +93,7 @@ test-vm: deps-test vm-deps kubectl test-build ## privileged tests and conformanc
 	hack/vm/test stage
 	hack/vm/test all
 .PHONY: test-vm-short
-test-vm-short: deps-test vm-deps kubectl test-build ## of test-vm what CI runs: kernel 6.12 with systemd, AppArmor, SELinux; minutes
+test-vm-short: deps-test vm-deps test-build ## of test-vm what CI runs: kernel 6.12 with systemd, AppArmor, SELinux; minutes
 	hack/vm/test stage
 	hack/vm/test short
 

@@ -162,7 +162,7 @@ impl Engine {
             path: cgroup.clone(),
             source: Box::new(source),
         })?;
-        // Made by a pod that is still there: the last of them takes it away.
+        // Made by a pod that is there: the last of them takes it away. (One that is only being made is not seen.)
         let made_before = |other: &Arc<SandboxRecord>| other.cgroup == cgroup && other.cgroup_made;
         let made = match exists {
             true => shared.views.sandboxes.all().iter().any(made_before),
@@ -172,7 +172,7 @@ impl Engine {
         let hostname = if host_network {
             rustix::system::uname().nodename().to_string_lossy().into_owned()
         } else if spec.hostname.is_empty() {
-            spec.metadata.name.chars().take(63).collect()
+            holdfast_model::hostname_of(&spec.metadata.name)
         } else {
             spec.hostname.clone()
         };

@@ -132,6 +132,16 @@ fn a_monitor_that_does_not_answer_is_waited_for() {
     };
     node.crash();
     signal(rustix::process::Signal::STOP);
+    // As many attempts as its socket takes, given up again.
+    let socket = node.state().join("pods").join(&pod).join("monitor.sock");
+    let attempt = || {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType};
+        let kind = (SocketType::SEQPACKET, SocketFlags::NONBLOCK);
+        let own = rustix::net::socket_with(AddressFamily::UNIX, kind.0, kind.1, None).unwrap();
+        rustix::net::connect(&own, &rustix::net::SocketAddrUnix::new(&socket).unwrap())
+    };
+    let refused = (0..100).find_map(|_| attempt().err());
+    assert_eq!(refused, Some(rustix::io::Errno::AGAIN));
     node.open();
     // It was looked for as the daemon started, and is once more a second later.
     std::thread::sleep(bounds::RECOVER + Duration::from_secs(5));

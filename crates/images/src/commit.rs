@@ -7,7 +7,7 @@
 //!   otherwise hide.
 //! - An implied directory where the layers below have a symbolic link: its entries belong into the link's target.
 //! - A hard link to a file of a lower layer: the file is copied up, and linked. Where a later entry of the archive replaces or
-//!   removes that file, the copy is the link's own.
+//!   removes that file, the copy is the link's own. (Seen where both go by one name: links of lower layers are not followed for that.)
 //!
 //! Works on a directory that nobody else knows yet; lower layers are only read.
 

@@ -32,4 +32,6 @@ pub use security::{
 };
 pub use signal::{Signal, SignalError};
 pub use state::{ContainerEvent, ContainerState, Illegal, SandboxEvent, SandboxState};
-pub use validate::{Invalid, SysctlNamespace, limits, seccomp_from_legacy_path, sysctl_namespace};
+pub use validate::{
+    Invalid, SysctlNamespace, hostname_of, limits, seccomp_from_legacy_path, sysctl_namespace,
+};

@@ -348,7 +348,8 @@ impl Pod {
     fn reexec(&mut self, reply: Reply<()>) {
         let Some(client) = self.client() else {
             // Stopped pods have no monitor, and need none.
-            let _ = reply.send(Ok(()));
+            let wanted = self.record.state == SandboxState::Ready || self.unreached();
+            let _ = reply.send(if wanted { Err(self.no_monitor()) } else { Ok(()) });
             return;
         };
         let context = self.context.clone();

@@ -1,12 +1,13 @@
 //! After the daemon's start: what is left of a pod, and what became of its containers meanwhile.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_model::{SandboxRecord, SandboxState};
-use holdfast_monitor_api::MonitorInventory;
 use holdfast_monitor_api::message::Exit;
+use holdfast_monitor_api::{Error as MonitorError, MonitorInventory};
 use prost::Message;
 use tracing::{info, warn};
 
@@ -61,7 +62,7 @@ pub(super) async fn look(context: &Context, record: &SandboxRecord) -> Found {
             Found {
                 live: None,
                 exits,
-                silent: None,
+                silent: (!is_death(&error)).then_some(error),
             }
         }
         Err(_) => {
@@ -77,6 +78,18 @@ pub(super) async fn look(context: &Context, record: &SandboxRecord) -> Found {
                 silent: Some(silent),
             }
         }
+    }
+}
+
+/// Whether it says that nobody is there. Anything else may be our own trouble, or a monitor's that lives: where one is stopped, the
+/// attempts that were given up fill its socket's queue (EAGAIN of connect(2)).
+fn is_death(error: &Error) -> bool {
+    match error.monitor_cause() {
+        Some(MonitorError::Gone) => true,
+        Some(MonitorError::Connect { source, .. }) => {
+            matches!(source.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+        }
+        _ => false,
     }
 }
 

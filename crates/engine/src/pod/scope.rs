@@ -71,7 +71,11 @@ pub(super) async fn updated(
         let weight = move || {
             let cgroup = hierarchy.open(&path);
             let weight = cgroup.and_then(|cgroup| weight_after_idle(&cgroup, &limits));
-            weight.map_err(|error| invalid(&error))
+            weight.map_err(|source| Error::Cgroup {
+                step: "reading the weight",
+                path,
+                source: Box::new(source),
+            })
         };
         properties.extend(blocking(weight).await?);
     }

@@ -24,8 +24,6 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const SYSTEM_SOCKET: &str = "unix:path=/run/dbus/system_bus_socket";
 /// Ends of jobs that wait to be read.
 const SIGNALS: usize = 4096;
-/// The version of systemd from which scopes have `OOMPolicy=`.
-const OOM_POLICY: u32 = 253;
 /// Properties that older versions refuse, and the version from which they are known. The files are written in any case.
 const YOUNG: [(&str, u32); 1] = [("MemoryZSwapMax", 253)];
 /// Units in one answer of ListUnits that are looked at.
@@ -120,7 +118,7 @@ impl Bus {
         ];
         let known = self.known(&scope.properties, limits).await?;
         properties.extend(known.into_iter().map(variant));
-        if self.major(limits).await? >= OOM_POLICY {
+        if self.major(limits).await? >= super::OOM_POLICY {
             let policy = if scope.oom_group { "kill" } else { "continue" };
             properties.push(("OOMPolicy", policy.into()));
         }
@@ -209,12 +207,7 @@ impl Bus {
     async fn major(&self, limits: Limits) -> Result<u32, BusError> {
         let known = self.major.get_or_try_init(|| async {
             let version = self.version(limits).await?;
-            let digits: String = version
-                .chars()
-                .skip_while(|c| !c.is_ascii_digit())
-                .take_while(char::is_ascii_digit)
-                .collect();
-            Ok(digits.parse().unwrap_or(0))
+            Ok(super::major(&version))
         });
         known.await.copied()
     }

@@ -262,6 +262,16 @@ pub(crate) fn owner(config: &crate::Config) -> String {
     format!("holdfast {}", config.root.display())
 }
 
+/// The version of systemd from which scopes have `OOMPolicy=`.
+pub const OOM_POLICY: u32 = 253;
+
+/// The first number of a version such as `252.38-1~deb12u1`; 0 where there is none.
+pub fn major(version: &str) -> u32 {
+    let digits = version.trim_start_matches(|c: char| !c.is_ascii_digit());
+    let digits = digits.split(|c: char| !c.is_ascii_digit()).next();
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0)
+}
+
 /// Where systemd is asked for, and what answers: for people who look into a node.
 pub async fn probe() -> Result<String, BusError> {
     Systemd::new(Address::System).version().await

@@ -236,6 +236,13 @@ async fn an_old_systemd_is_not_told_what_it_would_refuse() {
 }
 
 #[test]
+fn versions_have_a_first_number() {
+    for (text, number) in [("252.38-1~deb12u1", 252), ("v257", 257), ("systemd", 0), ("", 0)] {
+        assert_eq!(major(text), number, "{text}");
+    }
+}
+
+#[test]
 fn what_the_bus_says_of_a_systemd_that_is_gone_is_no_answer_of_systemd() {
     for name in [
         "NoReply",

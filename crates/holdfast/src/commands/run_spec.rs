@@ -67,10 +67,18 @@ pub fn pod(options: &Run) -> Result<v1::PodSandboxConfig> {
         config.hostname = config
             .metadata
             .as_ref()
-            .map(|m| m.name.chars().take(63).collect())
+            .map(|m| hostname_of(&m.name))
             .unwrap_or_default();
     }
     Ok(config)
+}
+
+/// What of a name a hostname can have (hostname(7)).
+fn hostname_of(name: &str) -> String {
+    let kept = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c));
+    kept.take(63).collect()
 }
 
 pub fn container(options: &Run, pod: &v1::PodSandboxConfig) -> Result<v1::ContainerConfig> {
@@ -235,12 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn a_long_name_is_cut_between_two_letters() {
-        let name = "ä".repeat(40);
-        let cut = pod(&options(&["--name", &name, "web"])).unwrap().hostname;
-        assert_eq!(cut, name);
-        let long = pod(&options(&["--name", &name.repeat(2), "web"])).unwrap();
-        assert_eq!(long.hostname.chars().count(), 63);
+    fn a_hostname_is_what_of_the_name_it_can_be() {
+        let hostname = |name: &str| pod(&options(&["--name", name, "web"])).unwrap().hostname;
+        assert_eq!(hostname("web-1.a_b"), "web-1.a_b");
+        assert_eq!(hostname(&"äb".repeat(40)), "b".repeat(40));
+        assert_eq!(hostname(&"x".repeat(64)), "x".repeat(63));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use holdfast_cgroups::{Cgroup, Controller, Hierarchy, Mode};
-use holdfast_engine::CgroupDriver;
+use holdfast_engine::{CgroupDriver, systemd};
 use holdfast_sys::clone::Clone3;
 use holdfast_sys::pidfd;
 use std::os::fd::AsFd as _;
@@ -14,8 +14,6 @@ use crate::config::Config;
 
 /// How long a probe's cgroup may be busy.
 const REMOVAL: Duration = Duration::from_secs(2);
-/// The version of systemd from which scopes have `OOMPolicy=`.
-const OOM_POLICY: u32 = 253;
 
 pub(super) fn all(config: &Config) -> Vec<Finding> {
     let mut out = Vec::new();
@@ -33,7 +31,7 @@ pub(super) fn all(config: &Config) -> Vec<Finding> {
             "mount cgroup2 at /sys/fs/cgroup",
         )),
     }
-    out.push(systemd(config));
+    out.push(manager(config));
     out
 }
 
@@ -181,16 +179,7 @@ fn kill(hierarchy: &Hierarchy) -> Finding {
     )
 }
 
-/// Of a version such as `252.38-1~deb12u1`.
-fn major(version: &str) -> Option<u32> {
-    let digits = version
-        .trim_start_matches('v')
-        .split(|c: char| !c.is_ascii_digit())
-        .next();
-    digits.and_then(|digits| digits.parse().ok())
-}
-
-fn systemd(config: &Config) -> Finding {
+fn manager(config: &Config) -> Finding {
     const CHECK: &str = "systemd";
     let runs = Path::new("/run/systemd/system").is_dir();
     let driver = config.engine.cgroup_driver;
@@ -214,11 +203,11 @@ fn systemd(config: &Config) -> Finding {
         .build()
         .map_err(|error| error.to_string())
         .and_then(|runtime| {
-            let asked = runtime.block_on(holdfast_engine::systemd::probe());
+            let asked = runtime.block_on(systemd::probe());
             asked.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
         });
     match answer {
-        Ok(version) if major(&version).is_some_and(|major| major < OOM_POLICY) => Finding::degraded(
+        Ok(version) if systemd::major(&version) < systemd::OOM_POLICY => Finding::degraded(
             CHECK,
             format!("version {version} answers over D-Bus"),
             "its scopes have no OOMPolicy=: with every daemon-reload it takes memory.oom.group back, which a kubelet sets, and \
@@ -239,13 +228,6 @@ fn systemd(config: &Config) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_of_systemd() {
-        for (text, number) in [("252.38-1~deb12u1", Some(252)), ("v257", Some(257)), ("", None)] {
-            assert_eq!(major(text), number, "{text}");
-        }
-    }
 
     #[test]
     fn how_version_2_is_mounted() {

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::{IdMapping, Resources, SecurityProfile};
 
+pub use sandbox::hostname_of;
 pub use sysctl::{SysctlNamespace, sysctl_namespace};
 
 /// A request that cannot be carried out as it stands.

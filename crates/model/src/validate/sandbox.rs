@@ -130,6 +130,16 @@ pub(super) fn namespaces(field: &str, namespaces: &Namespaces) -> Result<(), Inv
     }
 }
 
+/// The hostname of a pod that names none: what of its name a hostname can have (hostname(7)).
+pub fn hostname_of(name: &str) -> String {
+    let kept = name.chars().filter(|c| of_a_hostname(*c));
+    kept.take(limits::HOSTNAME_BYTES - 1).collect()
+}
+
+fn of_a_hostname(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')
+}
+
 fn hostname(field: &str, text: &str) -> Result<(), Invalid> {
     if text.len() > limits::HOSTNAME_BYTES {
         return Err(Invalid::new(
@@ -137,10 +147,7 @@ fn hostname(field: &str, text: &str) -> Result<(), Invalid> {
             format!("is longer than {} bytes", limits::HOSTNAME_BYTES),
         ));
     }
-    if let Some(c) = text
-        .chars()
-        .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_')))
-    {
+    if let Some(c) = text.chars().find(|c| !of_a_hostname(*c)) {
         return Err(Invalid::new(field, format!("contains the character {c:?}")));
     }
     Ok(())

@@ -327,6 +327,14 @@ proptest! {
     }
 
     #[test]
+    fn a_hostname_made_of_a_name_is_a_hostname(name in ".{0,100}") {
+        let made = hostname_of(&name);
+        prop_assert!(made.len() < limits::HOSTNAME_BYTES);
+        let spec = SandboxSpec { hostname: made, ..pod() };
+        prop_assert!(spec.validate().is_ok());
+    }
+
+    #[test]
     fn overlapping_maps_are_refused(a in 0u32..1000, b in 0u32..1000, len in 1u32..500) {
         let maps = [
             IdMapping { host_id: a, container_id: 0, length: len },
