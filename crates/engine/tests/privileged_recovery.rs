@@ -165,6 +165,25 @@ fn a_monitor_that_does_not_answer_is_waited_for() {
 }
 
 #[test]
+fn a_pod_whose_monitor_does_not_answer_can_be_removed() {
+    let mut node = Node::new("hung");
+    let pod = node.run_pod(node.host_pod("one"));
+    let container = node.run(&pod, node.script("main", "sleep 1000"));
+    let (monitor, pid) = (
+        node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap(),
+        node.status(&container).pid.unwrap(),
+    );
+    node.crash();
+    let stopped = rustix::process::Pid::from_raw(monitor).unwrap();
+    rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();
+    node.open();
+    node.remove_pod(&pod);
+    assert!(!alive(pid));
+    wait("the monitor to end", || (!alive(monitor)).then_some(()));
+    node.assert_clean();
+}
+
+#[test]
 fn daemon_and_monitor_die_together() {
     let mut node = Node::new("both");
     let pod = node.run_pod(node.host_pod("one"));

@@ -51,7 +51,12 @@ pub(super) async fn halt(
         // A monitor that was let go of in trouble may still be there.
         None => match tokio::time::timeout(bounds::RECOVER, link::Link::connect(context)).await {
             Ok(Ok(link)) => leave(&link.client, &containers).await,
-            _ => Err(MonitorError::Gone),
+            _ => {
+                if record.boot_id == context.shared.boot_id {
+                    kill_silent(context, record.monitor_pid);
+                }
+                Err(MonitorError::Gone)
+            }
         },
     };
     match halted {
@@ -70,6 +75,23 @@ pub(super) async fn halt(
         failures.push(error.chain());
     }
     failures
+}
+
+/// Ends a monitor that lives but does not answer: without its pod nobody would ever look for it.
+fn kill_silent(context: &Context, pid: Option<i32>) {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+    let Some(pid) = pid.and_then(Pid::from_raw) else {
+        return;
+    };
+    // Held before it is looked at, so that it cannot become another.
+    let Ok(monitor) = pidfd_open(pid, PidfdFlags::empty()) else {
+        return;
+    };
+    let errors = std::fs::read_link(format!("/proc/{}/fd/2", pid.as_raw_nonzero()));
+    if errors.is_ok_and(|file| file == context.dir.join("monitor.log")) {
+        warn!(pod = %context.id, monitor = pid.as_raw_nonzero(), "does not answer: it is killed");
+        let _gone = pidfd_send_signal(&monitor, Signal::KILL);
+    }
 }
 
 /// A failure is not the caller's: the network goes on trying by itself until it succeeds.
