@@ -42,7 +42,7 @@ pub use config::{Config, Handler, Hooks, OciHandler, Rlimit};
 pub use engine::Engine;
 pub use error::{Error, Kind};
 pub use handlers::{Found, HandlerStatus};
-pub use holdfast_model::CgroupDriver;
+pub use holdfast_model::{CgroupDriver, hostname_of};
 pub use holdfast_monitor_api::LOG_CHUNK;
 pub use lsm::{AppArmor, Selinux};
 pub use types::{

@@ -9,6 +9,38 @@ use holdfast_engine::config::bounds;
 use holdfast_engine::{ExecRequest, Kind};
 use holdfast_model::{ContainerState, SandboxState};
 use node::{Node, alive, kill9, wait};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A node with one container, which sleeps.
+struct Running {
+    node: Node,
+    pod: String,
+    container: String,
+    /// Processes: the pod's monitor, and the container's init.
+    monitor: i32,
+    pid: i32,
+}
+
+fn running(name: &str) -> Running {
+    let node = Node::new(name);
+    let pod = node.run_pod(node.host_pod("one"));
+    let container = node.run(&pod, node.script("main", "sleep 1000"));
+    // A start is answered before its record is written; what is asked next comes after that.
+    node.sh(&container, "true");
+    let monitor = node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap();
+    let pid = node.status(&container).pid.unwrap();
+    Running {
+        node,
+        pod,
+        container,
+        monitor,
+        pid,
+    }
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
 
 #[test]
 fn the_daemon_dies_and_pods_do_not_feel_it() {
@@ -119,26 +151,22 @@ fn the_monitor_dies_and_another_takes_over() {
 
 #[test]
 fn a_monitor_that_does_not_answer_is_waited_for() {
-    let mut node = Node::new("silent");
-    let pod = node.run_pod(node.host_pod("one"));
-    let container = node.run(&pod, node.script("main", "sleep 1000"));
-    let (monitor, pid) = (
-        node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap(),
-        node.status(&container).pid.unwrap(),
-    );
-    let signal = |signal| {
-        let monitor = rustix::process::Pid::from_raw(monitor).unwrap();
-        rustix::process::kill_process(monitor, signal).unwrap();
-    };
+    let Running {
+        mut node,
+        pod,
+        container,
+        monitor,
+        pid,
+    } = running("silent");
     node.crash();
-    signal(rustix::process::Signal::STOP);
+    signal(monitor, Signal::STOP);
     // As many attempts as its socket takes, given up again.
     let socket = node.state().join("pods").join(&pod).join("monitor.sock");
     let attempt = || {
-        use rustix::net::{AddressFamily, SocketFlags, SocketType};
-        let kind = (SocketType::SEQPACKET, SocketFlags::NONBLOCK);
-        let own = rustix::net::socket_with(AddressFamily::UNIX, kind.0, kind.1, None).unwrap();
-        rustix::net::connect(&own, &rustix::net::SocketAddrUnix::new(&socket).unwrap())
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::NONBLOCK);
+        let own = socket_with(AddressFamily::UNIX, kind, flags, None).unwrap();
+        connect(&own, &SocketAddrUnix::new(&socket).unwrap())
     };
     let refused = (0..100).find_map(|_| attempt().err());
     assert_eq!(refused, Some(rustix::io::Errno::AGAIN));
@@ -149,7 +177,7 @@ fn a_monitor_that_does_not_answer_is_waited_for() {
     assert_eq!(node.status(&container).state, ContainerState::Running);
     assert!(alive(pid));
 
-    signal(rustix::process::Signal::CONT);
+    signal(monitor, Signal::CONT);
     wait("the monitor to be found", || {
         let command = ["echo".to_owned(), "fine".to_owned()];
         let request = ExecRequest {
@@ -166,16 +194,15 @@ fn a_monitor_that_does_not_answer_is_waited_for() {
 
 #[test]
 fn a_pod_whose_monitor_does_not_answer_can_be_removed() {
-    let mut node = Node::new("hung");
-    let pod = node.run_pod(node.host_pod("one"));
-    let container = node.run(&pod, node.script("main", "sleep 1000"));
-    let (monitor, pid) = (
-        node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap(),
-        node.status(&container).pid.unwrap(),
-    );
+    let Running {
+        mut node,
+        pod,
+        monitor,
+        pid,
+        ..
+    } = running("hung");
     node.crash();
-    let stopped = rustix::process::Pid::from_raw(monitor).unwrap();
-    rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();
+    signal(monitor, Signal::STOP);
     node.open();
     node.remove_pod(&pod);
     assert!(!alive(pid));
@@ -185,13 +212,13 @@ fn a_pod_whose_monitor_does_not_answer_can_be_removed() {
 
 #[test]
 fn daemon_and_monitor_die_together() {
-    let mut node = Node::new("both");
-    let pod = node.run_pod(node.host_pod("one"));
-    let container = node.run(&pod, node.script("main", "sleep 1000"));
-    let (monitor, pid) = (
-        node.engine().sandbox(&pod).unwrap().monitor_pid.unwrap(),
-        node.status(&container).pid.unwrap(),
-    );
+    let Running {
+        mut node,
+        pod,
+        container,
+        monitor,
+        pid,
+    } = running("both");
     node.crash();
     kill9(monitor);
     node.open();

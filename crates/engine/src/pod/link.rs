@@ -268,7 +268,7 @@ pub(super) struct Relinked {
 }
 
 /// The monitor hung up: it is still there, or another takes its place.
-pub(super) async fn relink(context: &Context, estate: Estate) -> Relinked {
+pub(super) async fn relink(context: &Context, mut estate: Estate) -> Relinked {
     if let Ok(link) = Link::connect(context).await
         && let Ok(inventory) = link.client.inventory().await
     {
@@ -281,7 +281,6 @@ pub(super) async fn relink(context: &Context, estate: Estate) -> Relinked {
         };
     }
     let exits = spool(context).await;
-    let mut estate = estate;
     // Those have been seen to end: the new monitor could only call them unknown.
     estate.containers.retain(|orphan| {
         !exits

@@ -67,18 +67,10 @@ pub fn pod(options: &Run) -> Result<v1::PodSandboxConfig> {
         config.hostname = config
             .metadata
             .as_ref()
-            .map(|m| hostname_of(&m.name))
+            .map(|m| holdfast_engine::hostname_of(&m.name))
             .unwrap_or_default();
     }
     Ok(config)
-}
-
-/// What of a name a hostname can have (hostname(7)).
-fn hostname_of(name: &str) -> String {
-    let kept = name
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || "-._".contains(*c));
-    kept.take(63).collect()
 }
 
 pub fn container(options: &Run, pod: &v1::PodSandboxConfig) -> Result<v1::ContainerConfig> {
